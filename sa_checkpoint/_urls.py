@@ -1,0 +1,177 @@
+"""From a URL, as people write it, to an engine of our own: which driver it means, and what to install when it lacks.
+
+Only engines that this package creates itself pass through here (`from_conn_string`, `alembic.ini`); an application's
+own engine is taken as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL, Engine, StaticPool, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+
+from sa_checkpoint.errors import InvalidBind, InvalidConfig, MissingDriver
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+# The plain names a DSN can start with, and the driver each means. SQLAlchemy itself reads `postgresql://` as psycopg2
+# in 2.0 and as psycopg in 2.1, and does not know libpq's `postgres://`.
+_SYNC_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "sqlite": "sqlite"}
+_ASYNC_DRIVERS = _SYNC_DRIVERS | {"sqlite": "sqlite+aiosqlite", "sqlite+pysqlite": "sqlite+aiosqlite"}
+
+_EXTRAS = {
+    "psycopg": "postgres",
+    "psycopg2": "psycopg2",
+    "asyncpg": "asyncpg",
+    "aiosqlite": "sqlite-async",
+    "greenlet": "asyncio",
+}
+
+SQLITE_BUSY_TIMEOUT_MS = 30_000
+
+
+def parse_url(url: str | URL, drivers: dict[str, str] = _SYNC_DRIVERS) -> URL:
+    """A URL as SQLAlchemy reads it, with the driver that a plain name stands for.
+
+    Args:
+        url: A SQLAlchemy URL, or a `postgresql://` or `postgres://` DSN.
+        drivers: What a name without a driver means.
+
+    Raises:
+        InvalidConfig: It is not a URL.
+    """
+    if isinstance(url, str) and url.startswith("postgres://"):
+        url = "postgresql://" + url.removeprefix("postgres://")
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise InvalidConfig(
+            "The connection string is not a database URL. Write it as 'sqlite:///checkpoints.db' or "
+            "'postgresql://user:password@host:5432/database'."
+        ) from error
+    return parsed.set(drivername=drivers.get(parsed.drivername, parsed.drivername))
+
+
+def is_async(url: URL) -> bool:
+    """Whether the URL names a driver for async engines only."""
+    # psycopg's dialect is sync by itself and hands over its async twin when it is asked to.
+    return bool(url.get_dialect().is_async)
+
+
+def sync_url(url: str | URL) -> URL:
+    """The URL with the driver that a sync engine needs.
+
+    Args:
+        url: A SQLAlchemy URL, or a `postgresql://` or `postgres://` DSN (taken as psycopg).
+
+    Raises:
+        InvalidConfig: It is not a URL.
+        InvalidBind: It names an async driver.
+    """
+    parsed = parse_url(url)
+    if is_async(parsed):
+        raise InvalidBind(
+            f"{parsed.drivername!r} is an async driver: use AsyncSQLAlchemySaver.from_conn_string with this URL, "
+            "or give SQLAlchemySaver a URL with a sync driver, such as 'postgresql+psycopg://…' or 'sqlite:///…'."
+        )
+    return parsed
+
+
+def async_url(url: str | URL) -> URL:
+    """The URL with the driver that an async engine needs: aiosqlite for SQLite, psycopg for a PostgreSQL DSN.
+
+    Args:
+        url: A SQLAlchemy URL, or a `postgresql://` or `postgres://` DSN (taken as psycopg).
+
+    Raises:
+        InvalidConfig: It is not a URL.
+        InvalidBind: It names a driver that has no async mode.
+    """
+    parsed = parse_url(url, _ASYNC_DRIVERS)
+    if parsed.get_driver_name() != "psycopg" and not is_async(parsed):
+        raise InvalidBind(
+            f"{parsed.drivername!r} has no async mode: give AsyncSQLAlchemySaver a URL with an async driver, such as "
+            "'postgresql+psycopg://…', 'postgresql+asyncpg://…' or 'sqlite+aiosqlite:///…', or use SQLAlchemySaver."
+        )
+    return parsed
+
+
+def _require(driver: str, url: URL) -> None:
+    """Raise `MissingDriver` when a package that the URL needs cannot be imported."""
+    try:
+        importlib.import_module(driver)
+    except ImportError as error:
+        raise MissingDriver(
+            f"{url.drivername!r} needs the package {driver!r}, which cannot be imported ({error}). "
+            f'Install it with: pip install "sa-checkpoint[{_EXTRAS[driver]}]"'
+        ) from error
+
+
+def is_memory(url: URL) -> bool:
+    """Whether the URL is SQLite's database in memory, of which each connection has its own."""
+    return url.get_backend_name() == "sqlite" and (
+        url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+    )
+
+
+def _options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
+    """The engine options, with one connection for all threads where every connection is a database of its own."""
+    if not is_memory(url):
+        return options
+    connect_args = {"check_same_thread": False} | options.get("connect_args", {})
+    return {"poolclass": StaticPool} | options | {"connect_args": connect_args}
+
+
+def _tune_sqlite(engine: Engine) -> None:
+    """Let readers and a writer work at once (WAL), and a second writer wait instead of failing."""
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(dbapi_connection: Any, _record: Any) -> None:
+        cursor = dbapi_connection.cursor()
+        # The wait comes first: switching to WAL takes a lock itself.
+        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+
+def _create(make: Callable[..., Any], url: URL, options: dict[str, Any]) -> Any:
+    if url.get_driver_name() in _EXTRAS:
+        _require(url.get_driver_name(), url)
+    engine = make(url, **_options(url, options))
+    if url.get_backend_name() == "sqlite":
+        _tune_sqlite(getattr(engine, "sync_engine", engine))
+    return engine
+
+
+def create_own_engine(url: str | URL, **options: Any) -> Engine:
+    """An engine of ours for a URL, with WAL and a busy timeout on SQLite.
+
+    Args:
+        url: As in `sync_url`.
+        **options: Passed on to `sqlalchemy.create_engine`.
+
+    Returns:
+        The engine. Whoever calls this disposes of it.
+
+    Raises:
+        InvalidConfig: It is not a URL.
+        InvalidBind: It names an async driver.
+        MissingDriver: The driver is not installed; the message names the extra that brings it.
+    """
+    engine: Engine = _create(create_engine, sync_url(url), options)
+    return engine
+
+
+def create_own_async_engine(url: str | URL, **options: Any) -> AsyncEngine:
+    """The async twin of `create_own_engine`; options go to `sqlalchemy.ext.asyncio.create_async_engine`."""
+    parsed = async_url(url)
+    _require("greenlet", parsed)
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    engine: AsyncEngine = _create(create_async_engine, parsed, options)
+    return engine

@@ -1,0 +1,62 @@
+"""What can go wrong in this package's own judgement, each error saying what to do next.
+
+Errors of the database and of SQLAlchemy are not wrapped: an unreachable server raises SQLAlchemy's own
+`OperationalError`. The one exception is `SchemaOutOfDate`, since a missing table has a remedy that we know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy.exc import DBAPIError
+
+
+class CheckpointerError(Exception):
+    """The base of all errors that this package raises itself."""
+
+
+class InvalidBind(CheckpointerError, TypeError):
+    """What was given as `bind` is not something that this saver can work on."""
+
+
+class InvalidConfig(CheckpointerError, ValueError):
+    """A `RunnableConfig` lacks a thread, or holds an identifier that no database column can hold."""
+
+
+class InvalidValue(CheckpointerError, ValueError):
+    """A checkpoint, its metadata, a write or a filter holds something that cannot be stored or compared."""
+
+
+class UnsupportedDatabase(CheckpointerError, NotImplementedError):
+    """The engine's dialect is not one that this version has statements for."""
+
+
+class MissingDriver(CheckpointerError, ImportError):
+    """The database driver that a URL asks for is not installed."""
+
+
+class SyncCallOnEventLoop(CheckpointerError, asyncio.InvalidStateError):
+    """A blocking method of the async saver was called where it would wait for itself for ever."""
+
+
+class SchemaOutOfDate(CheckpointerError):
+    """A checkpoint table or column is missing, or older than this version of the code."""
+
+
+# SQLSTATE: undefined_table, undefined_column
+# (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+_POSTGRESQL_UNDEFINED = frozenset({"42P01", "42703"})
+_SQLITE_UNDEFINED = ("no such table", "no such column", "has no column named")
+
+
+def is_schema_error(error: DBAPIError) -> bool:
+    """Whether the database said that a table or column does not exist.
+
+    Args:
+        error: What SQLAlchemy raised. psycopg and asyncpg say `sqlstate`, psycopg2 says `pgcode`; SQLite has the
+            fact in its message only.
+    """
+    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    if code is not None:
+        return code in _POSTGRESQL_UNDEFINED
+    return any(words in str(error.orig) for words in _SQLITE_UNDEFINED)
