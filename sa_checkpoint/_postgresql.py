@@ -25,6 +25,7 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    type_coerce,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.sql.selectable import TableValuedAlias
@@ -84,15 +85,15 @@ class PostgreSQLStatements(Statements):
 
     def _build_read_filtered(self, shape: ReadShape) -> Executable:
         metadata = self.tables.checkpoints.c.metadata
-        return self._build_read(shape, metadata.contains(cast(text_parameter("filter"), JSONB)))
+        return self._build_read(shape, type_coerce(metadata, JSONB).contains(cast(text_parameter("filter"), JSONB)))
 
     def _channel_versions(self, target: CTE) -> tuple[TableValuedAlias, ColumnElement[str]]:
-        versions = target.c.checkpoint[literal_column("'channel_versions'")]
+        versions = target.c.checkpoint.op("->")(literal_column("'channel_versions'"))
         entries = func.jsonb_each_text(versions).table_valued("key", "value", name="versions", joins_implicitly=True)
         return entries, entries.c.value
 
     def _format(self, target: CTE) -> ColumnElement[Any]:
-        return cast(target.c.checkpoint[literal_column("'v'")].astext, Numeric)
+        return cast(target.c.checkpoint.op("->>")(literal_column("'v'")), Numeric)
 
     def _insert(self, table: Table, keys: Sequence[str], columns: Mapping[str, TypeEngine[Any]]) -> Any:
         """INSERT … SELECT of any number of rows that share the key columns given as parameters."""

@@ -1,8 +1,8 @@
 """The statements that the savers run: what is common to all databases, and the interface of a dialect's strategy.
 
 `_operations` says what it means ("put this checkpoint with these blobs") and gets a list of calls to execute in one
-transaction; how many there are is the strategy's affair (`_postgresql`, `_sqlite`). Statements are built once, with bound
-parameters for every value, so that SQLAlchemy compiles and the driver prepares each only once.
+transaction; how many there are is the strategy's affair (`_postgresql`, `_sqlite`). Statements are built once, with
+bound parameters for every value, so that SQLAlchemy compiles and the driver prepares each only once.
 
 Reading is one statement on every database, for one checkpoint as for a page of a list: a common table expression
 finds the checkpoints, and a UNION ALL brings them, the blobs that they name (once, however many checkpoints share one),
@@ -142,7 +142,7 @@ class Statements(ABC):
 
     @abstractmethod
     def _channel_versions(self, target: CTE) -> tuple[TableValuedAlias, ColumnElement[str]]:
-        """The entries of a checkpoint's channel_versions: a FROM element with a column `key`, and the version's text."""
+        """The entries of a checkpoint's channel_versions: a FROM element with a column `key`, the version's text."""
 
     @abstractmethod
     def _format(self, target: CTE) -> ColumnElement[Any]:

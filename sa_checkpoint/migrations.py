@@ -1,7 +1,7 @@
 """The checkpoint tables' Alembic lineage, from Python: where its revisions are, and how to run them.
 
 DDL is in the revisions (`alembic/versions`) and nowhere else. They run the same way from `alembic.ini`, from here and
-from the savers' `setup()`: in one transaction that also holds a lock, so that any number of processes may start at once.
+from the savers' `setup()`: in one transaction that also holds a lock, so any number of processes may start at once.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ async def aupgrade(bind: AsyncEngine | AsyncConnection, revision: str = "head") 
 @asynccontextmanager
 async def _exclusively() -> AsyncIterator[None]:
     """Hold the process's lock without blocking the event loop, on which its holder may have to go on."""
-    while not _PROCESS_LOCK.acquire(blocking=False):
+    while not _PROCESS_LOCK.acquire(blocking=False):  # noqa: ASYNC110 (other threads hold it, too)
         await asyncio.sleep(_POLL_SECONDS)
     try:
         yield
