@@ -1,27 +1,29 @@
 """LangGraph checkpoints in the database that your application already reaches through SQLAlchemy.
 
-`SQLAlchemySaver` takes an Engine, `AsyncSQLAlchemySaver` an AsyncEngine. The async one is imported when it is asked
-for, because it needs greenlet, which a sync program may not have.
+`SQLAlchemySaver` takes an Engine, `AsyncSQLAlchemySaver` an AsyncEngine. Each is imported when it is asked for: the
+async one needs greenlet, which a sync program may not have, and both bring LangChain's modules, which a program that
+only migrates the tables can do without.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from sa_checkpoint.models import metadata
-from sa_checkpoint.saver import SQLAlchemySaver
 
 if TYPE_CHECKING:
     from sa_checkpoint.aio import AsyncSQLAlchemySaver
+    from sa_checkpoint.saver import SQLAlchemySaver
 
 __all__ = ["AsyncSQLAlchemySaver", "SQLAlchemySaver", "metadata"]
 __version__ = version("sa-checkpoint")
 
+_SAVERS = {"AsyncSQLAlchemySaver": "sa_checkpoint.aio", "SQLAlchemySaver": "sa_checkpoint.saver"}
+
 
 def __getattr__(name: str) -> Any:
-    if name != "AsyncSQLAlchemySaver":
+    if name not in _SAVERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sa_checkpoint.aio import AsyncSQLAlchemySaver
-
-    return AsyncSQLAlchemySaver
+    return getattr(import_module(_SAVERS[name]), name)

@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import URL
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from sa_checkpoint import migrations
@@ -18,7 +17,12 @@ from sa_checkpoint._base import BaseSQLAlchemySaver
 from sa_checkpoint._binds import async_bind
 from sa_checkpoint._operations import Operation
 from sa_checkpoint._urls import create_own_async_engine
-from sa_checkpoint.errors import SyncCallOnEventLoop
+from sa_checkpoint.errors import MissingDriver, SyncCallOnEventLoop
+
+try:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+except ImportError as error:  # SQLAlchemy 2.1 without greenlet
+    raise MissingDriver(f'{error}. Install it with: pip install "sa-checkpoint[asyncio]"') from error
 
 T = TypeVar("T")
 

@@ -18,6 +18,7 @@ from alembic.config import Config
 from sqlalchemy import BigInteger, Connection, Engine, func, literal, select
 from sqlalchemy.util import greenlet_spawn
 
+from sa_checkpoint._binds import async_bind
 from sa_checkpoint.models import metadata
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ async def aupgrade(bind: AsyncEngine | AsyncConnection, revision: str = "head") 
             caller's to commit or roll back.
         revision: An Alembic revision of our lineage.
     """
-    source = getattr(bind, "sync_engine", None) or bind.sync_connection
+    source = async_bind(bind).source
     async with _exclusively():
         await greenlet_spawn(command.upgrade, alembic_config(source), revision)
 

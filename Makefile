@@ -1,0 +1,52 @@
+# What a developer and CI run. Everything is installed into virtual environments beside this file.
+
+PYTHON ?= python3
+VENV := .venv
+FLOOR := .venv-floor
+EXTRAS := postgres,psycopg2,asyncpg,sqlite-async
+URL ?= sqlite:///checkpoints.db
+QUICKSTART ?=
+
+.PHONY: install quickstart test test-floor lint format clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet uv
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --editable '.[$(EXTRAS)]' --group dev
+	touch $@
+
+# An agent that remembers across a restart. Elsewhere than on SQLite: make quickstart URL=postgresql://… QUICKSTART=--async
+quickstart: install
+	$(VENV)/bin/python docs/examples/quickstart.py --url '$(URL)' $(QUICKSTART)
+
+test: install
+	$(VENV)/bin/python -m pytest
+
+# The same tests on the lowest versions that pyproject.toml allows.
+$(FLOOR)/installed: pyproject.toml
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/pip install --quiet uv
+	$(FLOOR)/bin/uv pip compile --quiet --python $(FLOOR)/bin/python --resolution lowest-direct \
+		pyproject.toml $(patsubst %,--extra %,$(subst $(comma), ,$(EXTRAS))) --output-file $(FLOOR)/lowest.txt
+	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python --editable '.[$(EXTRAS)]' --group dev \
+		--override $(FLOOR)/lowest.txt
+	touch $@
+
+comma := ,
+
+test-floor: $(FLOOR)/installed
+	$(FLOOR)/bin/python -m pytest
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) $(FLOOR) build dist .mypy_cache .ruff_cache .pytest_cache
