@@ -53,7 +53,7 @@ class Bind:
         return locks.setdefault(key, make())
 
 
-def _asyncio_class(*names: str) -> tuple[type, ...]:
+def _asyncio_class(*names: str) -> tuple[type[Any], ...]:
     """Classes of `sqlalchemy.ext.asyncio`, without importing it: that fails where greenlet is not installed."""
     module = sys.modules.get("sqlalchemy.ext.asyncio")
     return tuple(getattr(module, name) for name in names) if module else ()
@@ -105,7 +105,7 @@ def async_bind(bind: Any) -> Bind:
     return Bind(bind.sync_connection)
 
 
-def _check(bind: Any, saver: str, kinds: tuple[type, ...]) -> None:
+def _check(bind: Any, saver: str, kinds: tuple[type[Any], ...]) -> None:
     if isinstance(bind, kinds):
         return
     takes = "an Engine or a Connection" if saver == "SQLAlchemySaver" else "an AsyncEngine or an AsyncConnection"

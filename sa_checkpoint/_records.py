@@ -16,6 +16,7 @@ from sa_checkpoint import _codec
 from sa_checkpoint._statements import RowKind
 
 Rows = Sequence[Row[Any]]
+_Key = tuple[str | int, ...]
 
 
 def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
@@ -88,8 +89,8 @@ class Record:
 def records_of(rows: Rows) -> list[Record]:
     """The checkpoints among the rows of a reading statement, in the order they came, each with its own."""
     found: list[Row[Any]] = []
-    blobs: dict[tuple[str, ...], Row[Any]] = {}
-    tasks: dict[tuple[str, ...], list[Row[Any]]] = {}
+    blobs: dict[_Key, Row[Any]] = {}
+    tasks: dict[_Key, list[Row[Any]]] = {}
     for row in rows:
         if row.kind == RowKind.CHECKPOINT:
             found.append(row)
