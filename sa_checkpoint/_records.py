@@ -103,11 +103,7 @@ def records_of(rows: Rows) -> list[Record]:
     return [_record(row, blobs, tasks) for row in found]
 
 
-def _record(
-    row: Row[Any],
-    blobs: Mapping[tuple[str, ...], Row[Any]],
-    tasks: Mapping[tuple[str, ...], Sequence[Row[Any]]],
-) -> Record:
+def _record(row: Row[Any], blobs: Mapping[_Key, Row[Any]], tasks: Mapping[_Key, Sequence[Row[Any]]]) -> Record:
     namespace = (row.thread_id, row.checkpoint_ns)
     key = (*namespace, row.checkpoint_id)
     checkpoint = _codec.load_json(row.checkpoint)

@@ -278,7 +278,7 @@ async def test_checkpoints_with_the_same_id_are_all_listed(
         await client.put(config_of(name, ns), checkpoint_of({"key": f"{name} {ns}"}, id=id), {"of": thread}, {})
 
     def key(found: Any) -> tuple[str, str, str]:
-        return tuple(found.config["configurable"][name] for name in ("thread_id", "checkpoint_ns", "checkpoint_id"))  # type: ignore[return-value]
+        return tuple(found.config["configurable"][name] for name in ("thread_id", "checkpoint_ns", "checkpoint_id"))
 
     found = [key(one) for one in await client.list(None, filter={"of": thread})]
     assert len(found) == len(keys) and set(found) == keys
