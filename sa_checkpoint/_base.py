@@ -22,8 +22,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from sa_checkpoint import _codec, _operations
 from sa_checkpoint._binds import Bind
-from sa_checkpoint._operations import Listing, Operation
-from sa_checkpoint._records import Rows
+from sa_checkpoint._execution import Operation
+from sa_checkpoint._operations import Listing
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
     async def _arun(self, operation: Operation[T]) -> T:
         """Run an operation and await it."""
 
-    def _execute(self, operation: Operation[Any]) -> Rows:
+    def _execute(self, operation: Operation[Any]) -> Any:
         with self._bind.connect() as connection:
             return operation.execute(connection)
 
@@ -178,7 +178,7 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
             task_id: The task.
             task_path: Its path, which orders the writes of parallel tasks.
         """
-        return self._run(_operations.put_writes(self.serde, config, writes, task_id, task_path))
+        self._run(_operations.put_writes(self.serde, config, writes, task_id, task_path))
 
     async def aput_writes(
         self,
@@ -188,7 +188,7 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """The async twin of `put_writes`."""
-        return await self._arun(_operations.put_writes(self.serde, config, writes, task_id, task_path))
+        await self._arun(_operations.put_writes(self.serde, config, writes, task_id, task_path))
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete all checkpoints, blobs and writes of a thread, in all its namespaces.
@@ -196,8 +196,8 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
         Args:
             thread_id: The thread. One that does not exist is no error.
         """
-        return self._run(_operations.delete_thread(thread_id))
+        self._run(_operations.delete_thread(thread_id))
 
     async def adelete_thread(self, thread_id: str) -> None:
         """The async twin of `delete_thread`."""
-        return await self._arun(_operations.delete_thread(thread_id))
+        await self._arun(_operations.delete_thread(thread_id))

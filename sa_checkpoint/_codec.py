@@ -10,8 +10,10 @@ import json
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from hashlib import sha256
+from typing import Any, TypeGuard
 from uuid import UUID
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -27,6 +29,12 @@ MAX_INLINE_STRING = 1024
 _INT64 = range(-(2**63), 2**63)
 # The type of a blob that stands for "no value", as langgraph-checkpoint-postgres writes it.
 EMPTY = "empty"
+# Our key in a checkpoint's JSON: see `encode_values`.
+BLOB_VERSIONS = "sa_checkpoint_blob_versions"
+# The type of a string with surrogates that JSON would join to one character.
+_SURROGATES = "sa_checkpoint_surrogates"
+# What langgraph-checkpoint-postgres leaves inline.
+_MAYBE_INLINE = (str, int, float, bool, type(None))
 
 
 def identifier(name: str, value: Any) -> str:
@@ -135,44 +143,130 @@ def _is_inline(value: Any) -> bool:
 def dump_value(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
     """A value as the serde stores it: its type tag and its bytes.
 
-    `JsonPlusSerializer` refuses integers beyond 64 bits and replaces lone surrogates; both fit its older "json" type,
-    which it still reads, so they are written as that.
+    `JsonPlusSerializer` refuses integers beyond 64 bits and replaces lone surrogates. Both fit its older "json" type,
+    which it still reads, so they are written as that; a string that JSON would change, too, has a tag of our own.
+
+    Raises:
+        InvalidValue: An integer is too long to be written as text.
     """
     kind = type(value)
-    if (kind is int and value not in _INT64) or (kind is str and _has_lone_surrogate(value)):
-        return _dump_json_typed(serde, value)
-    tag, data = serde.dumps_typed(value)
+    if kind is int and value not in _INT64:
+        return _dump_typed(serde, "json", _int_text(value), value)
+    if kind is str and _has_lone_surrogate(value):
+        text = json.dumps(value)
+        if json.loads(text) == value:
+            return _dump_typed(serde, "json", text.encode(), value)
+        return _dump_typed(serde, _SURROGATES, value.encode("utf-8", "surrogatepass"), value)
+    try:
+        tag, data = serde.dumps_typed(value)
+    except TypeError:
+        if not isinstance(value, float):
+            raise
+        tag, data = serde.dumps_typed(float(value))  # a subclass, which msgpack refuses
     return tag, bytes(data)
 
 
-def _dump_json_typed(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
-    data = json.dumps(value).encode()
-    if isinstance(serde, EncryptedSerializer) and isinstance(serde.serde, JsonPlusSerializer):
+def _int_text(value: int) -> bytes:
+    try:
+        return str(value).encode()
+    except ValueError as error:
+        raise InvalidValue(f"An integer of {value.bit_length()} bits cannot be stored: {error}.") from error
+
+
+def _dump_typed(serde: SerializerProtocol, tag: str, data: bytes, value: Any) -> tuple[str, bytes]:
+    """What one of LangGraph's own serdes would make of bytes of this type; a custom serde is given the value."""
+    if _is_encrypted_json_plus(serde):
         cipher, encrypted = serde.cipher.encrypt(data)
-        return f"json+{cipher}", encrypted
+        return f"{tag}+{cipher}", encrypted
     if isinstance(serde, JsonPlusSerializer) and not encrypts_or_may(serde):
-        return "json", data
+        return tag, data
     return serde.dumps_typed(value)
+
+
+def _is_encrypted_json_plus(serde: SerializerProtocol) -> TypeGuard[EncryptedSerializer]:
+    return type(serde) is EncryptedSerializer and not encrypts_or_may(serde.serde)
 
 
 def load_value(serde: SerializerProtocol, tag: str, data: bytes | None) -> Any:
     """What `dump_value` was given, from its tag and bytes, whichever of LangGraph's savers wrote them."""
+    if tag.startswith(_SURROGATES):
+        if _is_encrypted_json_plus(serde) and "+" in tag:
+            data = serde.cipher.decrypt(tag.split("+", 1)[1], data or b"")
+        return (data or b"").decode("utf-8", "surrogatepass")
     return serde.loads_typed((tag, data or b""))
 
 
-def split_values(serde: SerializerProtocol, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Channel values that stay inline in the checkpoint's JSON, and those that become blobs.
+@dataclass(frozen=True)
+class EncodedValues:
+    """Channel values as they are stored.
 
-    A `_DeltaSnapshot` is both: a blob, with `True` left inline, as LangGraph's own savers mark it.
+    Attributes:
+        inline: Those in the checkpoint's JSON.
+        blobs: The rows of the others: channel, version, type, blob.
+        blob_versions: For channels whose blob is not at the channel's own version: where it is, or None for nowhere.
     """
-    if encrypts_or_may(serde):
-        inline: dict[str, Any] = {}
-        blobs = dict(values)
-    else:
-        inline = {channel: value for channel, value in values.items() if _is_inline(value)}
-        blobs = {channel: value for channel, value in values.items() if channel not in inline}
-    inline |= {channel: True for channel, value in blobs.items() if isinstance(value, _DeltaSnapshot)}
-    return inline, blobs
+
+    inline: dict[str, Any]
+    blobs: list[dict[str, Any]]
+    blob_versions: dict[str, str | None]
+
+
+def encode_values(
+    serde: SerializerProtocol, values: Mapping[str, Any], versions: Mapping[str, Any], new_versions: Mapping[str, Any]
+) -> EncodedValues:
+    """Decide for each channel value where it is stored, and serialise what becomes a blob.
+
+    A version in the form of `get_next_version` belongs to one value, so a blob is stored when the channel changes and
+    found again by that version. Three cases are different:
+
+    - A str, number, bool or None that did not change may be inline in an earlier checkpoint only, written by another
+      saver or before the serde encrypted. It is stored (again), for else it would be nowhere.
+    - A numeric version, or none at all, may stand for different values on two forks. The blob is stored at a version
+      made of its content, which the checkpoint keeps in `blob_versions`; for other savers, at its own as well.
+    - A `_DeltaSnapshot` is a blob with `True` inline, as LangGraph's savers mark it.
+
+    Args:
+        serde: The serializer.
+        values: The checkpoint's channel_values.
+        versions: Its channel_versions.
+        new_versions: Those that changed.
+    """
+    inlines = not encrypts_or_may(serde)
+    encoded = EncodedValues({}, [], {})
+    texts = {channel: version_text(channel, version) for channel, version in new_versions.items()}
+    for channel, value in values.items():
+        name = identifier("channel", channel)
+        version = versions.get(channel)
+        belongs = isinstance(version, str)
+        is_snapshot = isinstance(value, _DeltaSnapshot)
+        if inlines and _is_inline(value):
+            encoded.inline[channel] = value
+            if value is True and not belongs:
+                encoded.blob_versions[channel] = None  # True is the value here, and marks no snapshot
+            continue
+        if is_snapshot:
+            encoded.inline[channel] = True
+        if belongs and channel not in texts and not (is_snapshot or isinstance(value, _MAYBE_INLINE)):
+            continue
+        tag, data = dump_value(serde, value)
+        row = {"channel": name, "type": tag, "blob": data}
+        if belongs:
+            encoded.blobs.append({**row, "version": texts.get(channel) or version_text(channel, version)})
+            continue
+        digest = sha256(tag.encode() + data).hexdigest()[:32]
+        encoded.blob_versions[channel] = f"{'' if version is None else version_key(version)}#{digest}"
+        encoded.blobs.append({**row, "version": encoded.blob_versions[channel]})
+        if channel in texts:
+            encoded.blobs.append({**row, "version": texts[channel]})
+    return encoded
+
+
+def blob_versions_of(checkpoint: Mapping[str, Any]) -> dict[str, str | None]:
+    """Where the blob of each channel is, by a checkpoint's JSON: the reverse of what `encode_values` says."""
+    versions = checkpoint.get("channel_versions") or {}
+    return {channel: version_key(version) for channel, version in versions.items()} | (
+        checkpoint.get(BLOB_VERSIONS) or {}
+    )
 
 
 def dump_json(what: str, value: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ null kept apart (https://www.postgresql.org/docs/current/datatype-json.html#JSON
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, exists, func, literal, literal_column, true
@@ -31,8 +32,13 @@ def contains(value: Any, part: Any) -> bool:
     if isinstance(part, bool) or isinstance(value, bool):
         return value is part
     if isinstance(part, int | float):
-        return isinstance(value, int | float) and value == part
+        return isinstance(value, int | float) and _number(value) == _number(part)
     return bool(value == part)
+
+
+def _number(value: int | float) -> Decimal:
+    """The number that its JSON text says, which for 1e23 is not quite the float's."""
+    return Decimal(repr(value))
 
 
 def sqlite_contains(column: ColumnElement[Any], part: Mapping[str, Any]) -> ColumnElement[bool]:

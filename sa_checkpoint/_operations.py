@@ -7,10 +7,9 @@ Errors of the caller are therefore raised at the call, before anything is writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -23,87 +22,14 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from sa_checkpoint import _codec, _filters
-from sa_checkpoint._postgresql import PostgreSQLStatements
+from sa_checkpoint._execution import Operation, Transaction, executing
 from sa_checkpoint._records import Record, Rows, config_of, records_of
-from sa_checkpoint._sqlite import SQLiteStatements
-from sa_checkpoint._statements import Call, ReadShape, Statements
-from sa_checkpoint._tables import TABLES
-from sa_checkpoint.errors import (
-    InvalidConfig,
-    InvalidValue,
-    SchemaOutOfDate,
-    UnsupportedDatabase,
-    is_schema_error,
-)
-
-T = TypeVar("T")
+from sa_checkpoint._statements import ReadShape
+from sa_checkpoint.errors import InvalidConfig, InvalidValue
 
 PAGE_SIZE = 100
-_STRATEGIES: Mapping[str, type[Statements]] = {
-    "postgresql": PostgreSQLStatements,
-    "sqlite": SQLiteStatements,
-}
-
-
-@cache
-def statements_for(dialect: str) -> Statements:
-    """The statements of a dialect, built at first use.
-
-    Args:
-        dialect: SQLAlchemy's name of it.
-
-    Raises:
-        UnsupportedDatabase: There are none.
-    """
-    if dialect not in _STRATEGIES:
-        raise UnsupportedDatabase(
-            f"sa_checkpoint has no statements for {dialect!r} yet: use an engine for "
-            + " or ".join(sorted(_STRATEGIES))
-            + "."
-        )
-    return _STRATEGIES[dialect](TABLES)
-
-
-@dataclass(frozen=True)
-class Operation(Generic[T]):
-    """One unit of work of a saver.
-
-    Attributes:
-        calls: The statements to execute, for a dialect's strategy.
-        decode: What to make of the rows of the last one.
-    """
-
-    calls: Callable[[Statements], list[Call]]
-    decode: Callable[[Rows], T]
-
-    def execute(self, connection: Connection) -> Rows:
-        """Execute the statements and fetch what they return; the transaction is the caller's.
-
-        Raises:
-            SchemaOutOfDate: A table or column is missing.
-        """
-        rows: Rows = ()
-        try:
-            for call in self.calls(statements_for(connection.dialect.name)):
-                result = connection.execute(call.statement, call.parameters)
-                rows = result.fetchall() if result.returns_rows else ()
-        except DBAPIError as error:
-            if is_schema_error(error):
-                url = connection.engine.url.render_as_string(hide_password=True)
-                raise SchemaOutOfDate(
-                    f"The checkpoint tables in {url} are missing or older than this version of sa_checkpoint "
-                    f"({error.orig}). Run `alembic upgrade head`, or call the saver's setup()."
-                ) from error
-            raise
-        return rows
-
-
-def _nothing(_rows: Rows) -> None:
-    return None
 
 
 def _configurable(config: RunnableConfig | None) -> Mapping[str, Any]:
@@ -140,25 +66,23 @@ def put(
     """Store a checkpoint and the blobs of the channels that it changed, in one statement or transaction."""
     key = _key(config)
     checkpoint_id = _codec.identifier("checkpoint id", checkpoint["id"])
-    inline, blob_values = _codec.split_values(serde, checkpoint["channel_values"])
+    values = _codec.encode_values(
+        serde, checkpoint["channel_values"], checkpoint.get("channel_versions") or {}, new_versions
+    )
+    document = {**checkpoint, "channel_values": values.inline}
+    if values.blob_versions:
+        document[_codec.BLOB_VERSIONS] = values.blob_versions
     row = {
         **key,
         "checkpoint_id": checkpoint_id,
         "parent_checkpoint_id": _checkpoint_id(config),
-        "checkpoint": _codec.dump_json("checkpoint", {**checkpoint, "channel_values": inline}),
+        "checkpoint": _codec.dump_json("checkpoint", document),
         "metadata": _codec.dump_json(
             "metadata", cast(Mapping[str, Any], get_serializable_checkpoint_metadata(config, metadata))
         ),
     }
-    blobs = []
-    for channel, version in new_versions.items():
-        text = _codec.version_text(channel, version)
-        if channel in blob_values:
-            tag, data = _codec.dump_value(serde, blob_values[channel])
-            name = _codec.identifier("channel", channel)
-            blobs.append({"channel": name, "version": text, "type": tag, "blob": data})
     saved = config_of(**key, checkpoint_id=checkpoint_id)
-    return Operation(lambda statements: statements.put(row, blobs), lambda _rows: saved)
+    return executing(lambda statements: statements.put(row, values.blobs), saved)
 
 
 def put_writes(
@@ -194,15 +118,15 @@ def put_writes(
         if replaces or idx not in rows:
             rows[idx] = row
     if not rows:
-        return Operation(lambda _statements: [], _nothing)
+        return executing(lambda _statements: [], None)
     batch = list(rows.values())
-    return Operation(lambda statements: statements.put_writes(task, batch, replace=replaces), _nothing)
+    return executing(lambda statements: statements.put_writes(task, batch, replace=replaces), None)
 
 
 def delete_thread(thread_id: str) -> Operation[None]:
     """Delete a thread's checkpoints, blobs and writes in all its namespaces."""
     thread = _codec.identifier("thread_id", thread_id)
-    return Operation(lambda statements: statements.delete_thread(thread), _nothing)
+    return executing(lambda statements: statements.delete_thread(thread), None)
 
 
 def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[CheckpointTuple | None]:
@@ -213,10 +137,13 @@ def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[Ch
         parameters["checkpoint_id"] = checkpoint_id
     shape = ReadShape(checkpoint_id=checkpoint_id is not None)
 
+    def work(transaction: Transaction) -> Rows:
+        return transaction.run(transaction.statements.read(shape, parameters))
+
     def decode(rows: Rows) -> CheckpointTuple | None:
         return next((record.load(serde) for record in records_of(rows)), None)
 
-    return Operation(lambda statements: [statements.read(shape, parameters, limit=1)], decode)
+    return Operation(work, decode)
 
 
 @dataclass(frozen=True)
@@ -237,18 +164,24 @@ class Listing:
     limit: int | None
 
     def page(self) -> Operation[Page]:
-        """Read the next checkpoints, at most a page of them, skipping those that only nearly fit the filter."""
+        """Read the next checkpoints, at most a page of them, without those that only nearly fit the filter."""
         size = PAGE_SIZE if self.limit is None else min(PAGE_SIZE, self.limit)
 
-        def decode(rows: Rows) -> Page:
-            records = records_of(rows)
-            found = [record for record in records if _filters.contains(record.metadata, self.filter)]
-            wanted = None if self.limit is None else self.limit - len(found)
-            if len(records) < size or wanted == 0:
-                return Page(found, None)
-            return Page(found, self._after(records[-1], wanted))
+        def work(transaction: Transaction) -> tuple[Rows, bool]:
+            statements = transaction.statements
+            call = statements.read(self.shape, {**self.parameters, "limit": size}, self.filter)
+            return transaction.run(call), statements.filters_exactly
 
-        return Operation(lambda statements: [statements.read(self.shape, self.parameters, size, self.filter)], decode)
+        def decode(found: tuple[Rows, bool]) -> Page:
+            rows, fits = found
+            records = records_of(rows)
+            fitting = [record for record in records if fits or _filters.contains(record.metadata, self.filter)]
+            wanted = None if self.limit is None else self.limit - len(fitting)
+            if len(records) < size or wanted == 0:
+                return Page(fitting, None)
+            return Page(fitting, self._after(records[-1], wanted))
+
+        return Operation(work, decode)
 
     def _after(self, last: Record, limit: int | None) -> Listing:
         key = {
@@ -277,12 +210,14 @@ def listing(
             parameters["checkpoint_id"] = checkpoint_id
     if before and (before_id := _checkpoint_id(before)) is not None:
         parameters["before"] = before_id
-    if filter:
-        _codec.dump_json("filter", filter)
-    if limit is not None and limit < 0:
-        raise InvalidValue(f"limit is {limit}: pass a number of checkpoints, or None for all of them.")
+    if filter is not None and not isinstance(filter, Mapping):
+        raise InvalidValue(f"filter is {filter!r}: pass a dict of what the metadata has to contain.")
+    if limit is not None and (not isinstance(limit, int) or limit < 0):
+        raise InvalidValue(f"limit is {limit!r}: pass a number of checkpoints, or None for all of them.")
+    # As the metadata itself was stored: keys that are no strings become ones, tuples lists.
+    filter = _codec.load_json(_codec.dump_json("filter", filter or {}))
     if limit == 0:
         return None
     names = ("thread_id", "checkpoint_ns", "checkpoint_id", "before")
-    shape = ReadShape(**{name: name in parameters for name in names}, ordered=True)
-    return Listing(shape, parameters, filter or {}, limit)
+    shape = ReadShape(**{name: name in parameters for name in names}, many=True)
+    return Listing(shape, parameters, filter, limit)

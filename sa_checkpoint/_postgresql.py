@@ -11,20 +11,22 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
-    CTE,
     ColumnElement,
+    Delete,
     Executable,
+    FromClause,
+    Insert,
     Integer,
     LargeBinary,
-    Numeric,
     Table,
     Text,
+    Update,
     bindparam,
     cast,
-    delete,
     func,
     literal_column,
     select,
+    true,
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
@@ -49,6 +51,16 @@ _WRITE: Mapping[str, TypeEngine[Any]] = {
 }
 
 
+# Keeps our advisory locks on threads apart from those of others who hash text.
+_LOCK_SEED = int.from_bytes(b"sa_threa", "big")
+_EMPTY_OBJECT: ColumnElement[Any] = literal_column("'{}'::jsonb")
+
+
+def _quoted(name: str) -> ColumnElement[str]:
+    """A name of ours as a literal."""
+    return literal_column(f"'{name}'")
+
+
 def _rows(columns: Mapping[str, TypeEngine[Any]]) -> TableValuedAlias:
     """A FROM element of any number of rows, given as one array for each column, named like it with an "s"."""
     arrays = (bindparam(f"{name}s", type_=ARRAY(type_)) for name, type_ in columns.items())
@@ -62,12 +74,15 @@ def _arrays(columns: Mapping[str, Any], rows: Sequence[Parameters]) -> dict[str,
 class PostgreSQLStatements(Statements):
     """One statement for each operation."""
 
+    filters_exactly = True
+
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
         self._put = self._build_put()
         self._insert_writes = self._build_put_writes(replace=False)
         self._replace_writes = self._build_put_writes(replace=True)
-        self._delete_thread = self._build_delete_thread()
+        key = func.hashtextextended(text_parameter("thread_id"), literal_column(str(_LOCK_SEED)))
+        self._lock_thread = select(func.pg_advisory_xact_lock(key))
         self._cached_read_filtered = cache(self._build_read_filtered)
 
     def put(self, checkpoint: Parameters, blobs: Sequence[Parameters]) -> list[Call]:
@@ -77,9 +92,6 @@ class PostgreSQLStatements(Statements):
         statement = self._replace_writes if replace else self._insert_writes
         return [Call(statement, {**task, **_arrays(_WRITE, writes)})]
 
-    def delete_thread(self, thread_id: str) -> list[Call]:
-        return [Call(self._delete_thread, {"thread_id": thread_id})]
-
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._cached_read_filtered(shape), {"filter": dump_json("filter", filter)}
 
@@ -87,13 +99,37 @@ class PostgreSQLStatements(Statements):
         metadata = self.tables.checkpoints.c.metadata
         return self._build_read(shape, type_coerce(metadata, JSONB).contains(cast(text_parameter("filter"), JSONB)))
 
-    def _channel_versions(self, target: CTE) -> tuple[TableValuedAlias, ColumnElement[str]]:
-        versions = target.c.checkpoint.op("->")(literal_column("'channel_versions'"))
-        entries = func.jsonb_each_text(versions).table_valued("key", "value", name="versions", joins_implicitly=True)
-        return entries, entries.c.value
+    def lock_thread(self, thread_id: str) -> Call:
+        return Call(self._lock_thread, {"thread_id": thread_id})
 
-    def _format(self, target: CTE) -> ColumnElement[Any]:
-        return cast(target.c.checkpoint.op("->>")(literal_column("'v'")), Numeric)
+    def together(self, *changes: Insert | Update | Delete) -> list[Executable]:
+        # The parts of one statement see the database as it was before it.
+        *others, last = changes
+        return [last.add_cte(*(change.cte(f"change_{number}") for number, change in enumerate(others)))]
+
+    def rows(self, name: str, *columns: str) -> FromClause:
+        arrays = (bindparam(f"{name}_{column}", type_=ARRAY(Text())) for column in columns)
+        return func.unnest(*arrays).table_valued(*columns, joins_implicitly=True).render_derived(name=name)
+
+    def row_values(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Parameters:
+        return {f"{name}_{column}": [row[index] for row in rows] for index, column in enumerate(columns)}
+
+    def json_text(self, column: ColumnElement[Any], *keys: str) -> ColumnElement[str]:
+        for key in keys[:-1]:
+            column = column.op("->")(_quoted(key))
+        return column.op("->>", return_type=Text())(_quoted(keys[-1]))
+
+    def entries(self, column: ColumnElement[Any], *fields: str) -> FromClause:
+        merged: ColumnElement[Any] = _EMPTY_OBJECT
+        for field in fields:
+            merged = merged.op("||")(func.coalesce(column.op("->")(_quoted(field)), _EMPTY_OBJECT))
+        return func.jsonb_each_text(merged).table_valued("key", "value", joins_implicitly=True)
+
+    def _look_up(self, named: FromClause, is_named: ColumnElement[bool]) -> tuple[FromClause, FromClause]:
+        # One by one: a join is planned from the number of blobs in the thread, and reads them all when there are many.
+        blobs = self.tables.blobs.c
+        found = select(blobs.type, blobs.blob).where(is_named).limit(literal_column("1")).lateral("found")
+        return found, named.join(found, true())
 
     def _insert(self, table: Table, keys: Sequence[str], columns: Mapping[str, TypeEngine[Any]]) -> Any:
         """INSERT … SELECT of any number of rows that share the key columns given as parameters."""
@@ -133,11 +169,3 @@ class PostgreSQLStatements(Statements):
             set_={"channel": new.channel, "type": new.type, "blob": new.blob},
         )
         return replaced
-
-    def _build_delete_thread(self) -> Executable:
-        tables = self.tables
-        checkpoints, blobs, writes = (
-            delete(table).where(table.c.thread_id == text_parameter("thread_id"))
-            for table in (tables.checkpoints, tables.blobs, tables.writes)
-        )
-        return checkpoints.add_cte(blobs.cte("deleted_blobs"), writes.cte("deleted_writes"))

@@ -16,7 +16,7 @@ from sa_checkpoint import _codec
 from sa_checkpoint._statements import RowKind
 
 Rows = Sequence[Row[Any]]
-_Key = tuple[str | int, ...]
+_Key = tuple[str | int | None, ...]
 
 
 def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
@@ -107,8 +107,9 @@ def _record(row: Row[Any], blobs: Mapping[_Key, Row[Any]], tasks: Mapping[_Key, 
     namespace = (row.thread_id, row.checkpoint_ns)
     key = (*namespace, row.checkpoint_id)
     checkpoint = _codec.load_json(row.checkpoint)
-    versions = checkpoint.get("channel_versions") or {}
-    keys = {channel: (*namespace, channel, _codec.version_key(version)) for channel, version in versions.items()}
+    versions = _codec.blob_versions_of(checkpoint)
+    checkpoint.pop(_codec.BLOB_VERSIONS, None)
+    keys = {channel: (*namespace, channel, version) for channel, version in versions.items()}
     return Record(
         *key,
         parent_checkpoint_id=row.parent_checkpoint_id,

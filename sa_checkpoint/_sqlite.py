@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import CTE, ColumnElement, Executable, Table, Text, cast, delete, func, literal_column
-from sqlalchemy.dialects.sqlite import Insert, insert
-from sqlalchemy.sql.selectable import TableValuedAlias
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Executable,
+    FromClause,
+    Insert,
+    Table,
+    Text,
+    Update,
+    delete,
+    false,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.sqlite import insert
 
 from sa_checkpoint._filters import sqlite_contains
 from sa_checkpoint._statements import Call, Parameters, ReadShape, Statements, text_parameter
 from sa_checkpoint._tables import Tables
 
 
-def _upsert(statement: Insert, table: Table, columns: Sequence[str]) -> Executable:
+def _upsert(statement: sqlite.Insert, table: Table, columns: Sequence[str]) -> Executable:
     return statement.on_conflict_do_update(
         index_elements=table.primary_key, set_={name: statement.excluded[name] for name in columns}
     )
@@ -22,6 +37,8 @@ def _upsert(statement: Insert, table: Table, columns: Sequence[str]) -> Executab
 
 class SQLiteStatements(Statements):
     """One statement for each table that an operation changes, run for all its rows at once."""
+
+    filters_exactly = False
 
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
@@ -36,10 +53,7 @@ class SQLiteStatements(Statements):
         )
         self._insert_writes = insert(tables.writes).on_conflict_do_nothing(index_elements=tables.writes.primary_key)
         self._replace_writes = _upsert(insert(tables.writes), tables.writes, ("channel", "type", "blob"))
-        self._delete_thread = [
-            delete(table).where(table.c.thread_id == text_parameter("thread_id"))
-            for table in (tables.checkpoints, tables.blobs, tables.writes)
-        ]
+        self._lock = delete(tables.checkpoints).where(false())
 
     def put(self, checkpoint: Parameters, blobs: Sequence[Parameters]) -> list[Call]:
         calls = [Call(self._put_checkpoint, checkpoint)]
@@ -52,17 +66,35 @@ class SQLiteStatements(Statements):
         statement = self._replace_writes if replace else self._insert_writes
         return [Call(statement, [{**task, **write} for write in writes])]
 
-    def delete_thread(self, thread_id: str) -> list[Call]:
-        return [Call(statement, {"thread_id": thread_id}) for statement in self._delete_thread]
-
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._build_read(shape, sqlite_contains(self.tables.checkpoints.c.metadata, filter)), {}
 
-    def _channel_versions(self, target: CTE) -> tuple[TableValuedAlias, ColumnElement[str]]:
-        entries = func.json_each(target.c.checkpoint, literal_column("'$.channel_versions'")).table_valued(
-            "key", "value", name="versions", joins_implicitly=True
-        )
-        return entries, cast(entries.c.value, Text)
+    def lock_thread(self, thread_id: str) -> Call:
+        # Deletes nothing, but takes the write lock. A transaction that reads first cannot write any more when another
+        # has written meanwhile, however long it waits.
+        return Call(self._lock, {})
 
-    def _format(self, target: CTE) -> ColumnElement[Any]:
-        return func.json_extract(target.c.checkpoint, literal_column("'$.v'"))
+    def together(self, *changes: Insert | Update | Delete) -> list[Executable]:
+        return list(changes)
+
+    def rows(self, name: str, *columns: str) -> FromClause:
+        each = func.json_each(text_parameter(name)).table_valued("value", joins_implicitly=True)
+        values = (
+            func.json_extract(each.c.value, literal_column(f"'$[{index}]'"), type_=Text()).label(column)
+            for index, column in enumerate(columns)
+        )
+        return select(*values).subquery(name)
+
+    def row_values(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Parameters:
+        return {name: json.dumps(rows)}
+
+    def json_text(self, column: ColumnElement[Any], *keys: str) -> ColumnElement[str]:
+        path = "".join(f'."{key}"' for key in keys)
+        return func.json_extract(column, literal_column(f"'${path}'"), type_=Text())
+
+    def entries(self, column: ColumnElement[Any], *fields: str) -> FromClause:
+        merged: ColumnElement[Any] = literal_column("'{}'")
+        for field in fields:
+            found = func.json_extract(column, literal_column(f"'$.{field}'"))
+            merged = func.json_patch(merged, func.coalesce(found, literal_column("'{}'")))
+        return func.json_each(merged).table_valued("key", "value", joins_implicitly=True)

@@ -16,30 +16,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from langgraph.checkpoint.serde.types import TASKS
 from sqlalchemy import (
     CTE,
     BindParameter,
     ColumnElement,
+    Delete,
     Executable,
+    FromClause,
+    Insert,
     Integer,
     LargeBinary,
+    Numeric,
     Select,
     Text,
+    Update,
     and_,
     bindparam,
     cast,
+    delete,
     literal_column,
     null,
     select,
     tuple_,
     union_all,
 )
-from sqlalchemy.sql.selectable import TableValuedAlias
 
-from sa_checkpoint._codec import EMPTY
+from sa_checkpoint._codec import BLOB_VERSIONS, EMPTY
 from sa_checkpoint._tables import Tables
 
 Parameters = Mapping[str, Any]
@@ -84,8 +89,8 @@ READ_COLUMNS: Mapping[str, type[Text] | type[LargeBinary] | type[Integer]] = {
 class ReadShape:
     """Which conditions a reading statement has. Each stands for a bound parameter of the same name.
 
-    `after` continues a list below the key (`after_checkpoint_id`, `after_thread_id`, `after_checkpoint_ns`), and
-    `ordered` asks for rows newest first, which one checkpoint does not need.
+    `after` continues a list below the key (`after_checkpoint_id`, `after_thread_id`, `after_checkpoint_ns`). `many`
+    asks for up to `limit` checkpoints, newest first, instead of the latest one.
     """
 
     thread_id: bool = True
@@ -93,7 +98,7 @@ class ReadShape:
     checkpoint_id: bool = False
     before: bool = False
     after: bool = False
-    ordered: bool = False
+    many: bool = False
 
 
 def text_parameter(name: str) -> BindParameter[str]:
@@ -108,6 +113,9 @@ class Statements(ABC):
         self.tables = tables
         # Bound methods cached per instance: the shapes are few, and each is built once.
         self._cached_read = cache(self._build_read)
+
+    filters_exactly: ClassVar[bool]
+    """Whether the database expresses all of a metadata filter."""
 
     @abstractmethod
     def put(self, checkpoint: Parameters, blobs: Sequence[Parameters]) -> list[Call]:
@@ -130,36 +138,62 @@ class Statements(ABC):
         """
 
     @abstractmethod
-    def delete_thread(self, thread_id: str) -> list[Call]:
-        """Delete everything of a thread."""
+    def lock_thread(self, thread_id: str) -> Call:
+        """Let no other maintenance of this thread run at the same time, until the transaction ends."""
 
     @abstractmethod
-    def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
-        """The reading statement for checkpoints whose metadata contains the filter, and its values.
+    def together(self, *changes: Insert | Update | Delete) -> list[Executable]:
+        """Statements that make these changes, each as if none of the others had been made before it.
 
-        It may bring others, too, where the database cannot express all of a filter.
+        The order given has to be one in which that holds when they run one after another.
         """
 
     @abstractmethod
-    def _channel_versions(self, target: CTE) -> tuple[TableValuedAlias, ColumnElement[str]]:
-        """The entries of a checkpoint's channel_versions: a FROM element with a column `key`, the version's text."""
+    def rows(self, name: str, *columns: str) -> FromClause:
+        """A FROM element of any number of rows of text, bound as the parameters that `row_values` makes."""
 
     @abstractmethod
-    def _format(self, target: CTE) -> ColumnElement[Any]:
-        """The format number (`v`) of a checkpoint."""
+    def row_values(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Parameters:
+        """The parameters for `rows`."""
 
-    def read(
-        self, shape: ReadShape, parameters: Parameters, limit: int, filter: Mapping[str, Any] | None = None
-    ) -> Call:
-        """Read at most `limit` checkpoints with all that belongs to them.
+    @abstractmethod
+    def json_text(self, column: ColumnElement[Any], *keys: str) -> ColumnElement[str]:
+        """The text of what is under these keys, one inside the other, in a JSON column."""
+
+    @abstractmethod
+    def entries(self, column: ColumnElement[Any], *fields: str) -> FromClause:
+        """The entries of these objects in a JSON column, a later one's instead of an earlier one's.
+
+        Columns: `key`, and `value`, which is text when it is cast to text.
+        """
+
+    @abstractmethod
+    def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
+        """The reading statement for checkpoints whose metadata contains the filter, and its values."""
+
+    def blob_versions(self, column: ColumnElement[Any]) -> FromClause:
+        """For each channel of a checkpoint the version of its blob: `_codec.blob_versions_of`, in SQL."""
+        return self.entries(column, "channel_versions", BLOB_VERSIONS)
+
+    def delete_thread(self, thread_id: str) -> list[Call]:
+        """Delete everything of a thread."""
+        return [Call(statement, {"thread_id": thread_id}) for statement in self._delete_thread]
+
+    @cached_property
+    def _delete_thread(self) -> list[Executable]:
+        tables = (self.tables.blobs, self.tables.writes, self.tables.checkpoints)
+        return self.together(
+            *(delete(table).where(table.c.thread_id == text_parameter("thread_id")) for table in tables)
+        )
+
+    def read(self, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None) -> Call:
+        """Read checkpoints with all that belongs to them.
 
         Args:
             shape: The conditions.
             parameters: A value for each of them.
-            limit: How many checkpoints.
-            filter: What their metadata contains; a superset may come back, see `_read_filtered`.
+            filter: What their metadata contains; others come back, too, unless `filters_exactly`.
         """
-        parameters = {**parameters, "limit": limit}
         if not filter:
             return Call(self._cached_read(shape), parameters)
         statement, values = self._read_filtered(shape, filter)
@@ -173,7 +207,7 @@ class Statements(ABC):
             self._write_rows(target, shape),
             self._send_rows(target, shape),
         )
-        if not shape.ordered:
+        if not shape.many:
             return rows
         columns = rows.selected_columns
         return rows.order_by(columns.checkpoint_id.desc(), columns.thread_id.desc(), columns.checkpoint_ns.desc())
@@ -206,11 +240,9 @@ class Statements(ABC):
         )
         if conditions:
             statement = statement.where(and_(*conditions))
-        return (
-            statement.order_by(*(column.desc() for column in key))
-            .limit(bindparam("limit", type_=Integer()))
-            .cte("target")
-        )
+        # A constant where it can be one: the planner then knows that what follows is for a single row.
+        limit = bindparam("limit", type_=Integer()) if shape.many else literal_column("1")
+        return statement.order_by(*(column.desc() for column in key)).limit(limit).cte("target")
 
     def _rows(self, kind: RowKind, columns: Mapping[str, ColumnElement[Any]]) -> Select[Any]:
         """A branch of the union: the given columns, and a typed NULL for each of the others."""
@@ -235,25 +267,31 @@ class Statements(ABC):
         )
 
     def _blob_rows(self, target: CTE, shape: ReadShape) -> Select[Any]:
-        entries, version = self._channel_versions(target)
+        versions = self.blob_versions(target.c.checkpoint)
         named = (
             select(
                 target.c.thread_id,
                 target.c.checkpoint_ns,
-                entries.c.key.label("channel"),
-                version.label("version"),
+                versions.c.key.label("channel"),
+                cast(versions.c.value, Text).label("version"),
             )
             .distinct()
             .subquery("named")
         )
         blobs = self.tables.blobs.c
-        columns = {name: blobs[name] for name in ("thread_id", "checkpoint_ns", "channel", "version", "type", "blob")}
-        return self._rows(RowKind.BLOB, columns).where(
+        is_named = and_(
             self._same_namespace(blobs, named.c, shape),
             blobs.channel == named.c.channel,
             blobs.version == named.c.version,
             blobs.type != literal_column(f"'{EMPTY}'"),
         )
+        found, source = self._look_up(named, is_named)
+        columns = {name: named.c[name] for name in ("thread_id", "checkpoint_ns", "channel", "version")}
+        return self._rows(RowKind.BLOB, {**columns, "type": found.c.type, "blob": found.c.blob}).select_from(source)
+
+    def _look_up(self, named: FromClause, is_named: ColumnElement[bool]) -> tuple[FromClause, FromClause]:
+        """The blobs that are named, and the join that finds them."""
+        return self.tables.blobs, named.join(self.tables.blobs, is_named)
 
     def _write_rows(self, target: CTE, shape: ReadShape) -> Select[Any]:
         writes = self.tables.writes.c
@@ -267,7 +305,7 @@ class Statements(ABC):
             self._same_namespace(writes, target.c, shape),
             writes.checkpoint_id == target.c.parent_checkpoint_id,
             writes.channel == literal_column(f"'{TASKS}'"),
-            self._format(target) < literal_column("4"),
+            cast(self.json_text(target.c.checkpoint, "v"), Numeric) < literal_column("4"),
         )
 
     def _write_columns(self, checkpoint_id: ColumnElement[str]) -> dict[str, ColumnElement[Any]]:

@@ -48,11 +48,12 @@ def parse_url(url: str | URL, drivers: dict[str, str] = _SYNC_DRIVERS) -> URL:
         url = "postgresql://" + url.removeprefix("postgres://")
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError):
+        # Not chained: before SQLAlchemy 2.1 its message has the whole URL, password included.
         raise InvalidConfig(
             "The connection string is not a database URL. Write it as 'sqlite:///checkpoints.db' or "
             "'postgresql://user:password@host:5432/database'."
-        ) from error
+        ) from None
     return parsed.set(drivername=drivers.get(parsed.drivername, parsed.drivername))
 
 
@@ -105,10 +106,15 @@ def _require(driver: str, url: URL) -> None:
     try:
         importlib.import_module(driver)
     except ImportError as error:
-        raise MissingDriver(
-            f"{url.drivername!r} needs the package {driver!r}, which cannot be imported ({error}). "
-            f'Install it with: pip install "sa-checkpoint[{_EXTRAS[driver]}]"'
-        ) from error
+        raise _missing(driver, url, error) from error
+
+
+def _missing(driver: str, url: URL, error: ImportError) -> MissingDriver:
+    package = f"sa-checkpoint[{_EXTRAS[driver]}]" if driver in _EXTRAS else driver
+    return MissingDriver(
+        f"{url.drivername!r} needs the package {driver!r}, which cannot be imported ({error}). "
+        f'Install it with: pip install "{package}"'
+    )
 
 
 def is_memory(url: URL) -> bool:
@@ -142,7 +148,10 @@ def _tune_sqlite(engine: Engine) -> None:
 def _create(make: Callable[..., Any], url: URL, options: dict[str, Any]) -> Any:
     if url.get_driver_name() in _EXTRAS:
         _require(url.get_driver_name(), url)
-    engine = make(url, **_options(url, options))
+    try:
+        engine = make(url, **_options(url, options))
+    except ModuleNotFoundError as error:
+        raise _missing(error.name or url.get_driver_name(), url, error) from error
     if url.get_backend_name() == "sqlite":
         _tune_sqlite(getattr(engine, "sync_engine", engine))
     return engine

@@ -15,7 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 from sa_checkpoint import migrations
 from sa_checkpoint._base import BaseSQLAlchemySaver
 from sa_checkpoint._binds import async_bind
-from sa_checkpoint._operations import Operation
+from sa_checkpoint._execution import Operation
 from sa_checkpoint._urls import create_own_async_engine
 from sa_checkpoint.errors import MissingDriver, SyncCallOnEventLoop
 

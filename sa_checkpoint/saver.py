@@ -15,7 +15,7 @@ from sqlalchemy import URL, Connection, Engine
 from sa_checkpoint import migrations
 from sa_checkpoint._base import BaseSQLAlchemySaver
 from sa_checkpoint._binds import sync_bind
-from sa_checkpoint._operations import Operation
+from sa_checkpoint._execution import Operation
 from sa_checkpoint._urls import create_own_engine
 
 T = TypeVar("T")

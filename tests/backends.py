@@ -58,12 +58,16 @@ class Database:
         """An engine as an application would make it."""
         if self.backend.is_async:
             async_engine = create_async_engine(self.url, **options)
-            yield async_engine
-            await async_engine.dispose()
+            try:
+                yield async_engine
+            finally:
+                await async_engine.dispose()
         else:
             engine = create_engine(self.url, **options)
-            yield engine
-            engine.dispose()
+            try:
+                yield engine
+            finally:
+                engine.dispose()
 
 
 def saver_on(bind: Any, **options: Any) -> Saver:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum
 from functools import partial
@@ -105,11 +106,22 @@ async def test_a_driver_without_async_mode_is_refused_by_the_async_saver() -> No
             pass
 
 
-@pytest.mark.parametrize("url", ["checkpoints.db", "", "/tmp/checkpoints.db"])
-def test_what_is_no_url_is_refused(url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["checkpoints.db", "", "/tmp/checkpoints.db", "postgresql:/u:secret@h/db", "postgresql://u:secret@h:port/db"]
+)
+def test_what_is_no_url_is_refused_without_showing_its_password(url: str) -> None:
     with (
-        pytest.raises(InvalidConfig, match=re.escape("sqlite:///checkpoints.db")),
+        pytest.raises(InvalidConfig, match=re.escape("sqlite:///checkpoints.db")) as raised,
         SQLAlchemySaver.from_conn_string(url),
+    ):
+        pass
+    assert "secret" not in "".join(traceback.format_exception(raised.value)).replace(repr(url), "")
+
+
+def test_a_driver_that_we_have_no_extra_for_is_named_too() -> None:
+    with (
+        pytest.raises(MissingDriver, match='pip install "MySQLdb"'),
+        SQLAlchemySaver.from_conn_string("mysql://u:p@localhost/a"),
     ):
         pass
 
@@ -245,8 +257,11 @@ async def test_metadata_that_json_cannot_hold_is_refused_with_its_path(
 async def test_a_filter_or_limit_that_cannot_be_is_refused(client: Client) -> None:
     with pytest.raises(InvalidValue, match=r"filter\['a'\]"):
         await client.list(None, filter={"a": object()})
-    with pytest.raises(InvalidValue, match="limit is -1"):
-        await client.list(None, limit=-1)
+    for limit in (-1, "5"):
+        with pytest.raises(InvalidValue, match=f"limit is {limit!r}"):
+            await client.list(None, limit=limit)
+    with pytest.raises(InvalidValue, match=r"filter is \[1\]"):
+        await client.list(None, filter=[1])
 
 
 @pytest.mark.parametrize("version", [None, True, 0.1 + 0.2, 1e16, 2**70, "1\0", [1]])

@@ -1,0 +1,96 @@
+"""An operation of a saver, as it runs on a connection: prepared before, decoded after, the statements in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from sa_checkpoint._postgresql import PostgreSQLStatements
+from sa_checkpoint._records import Rows
+from sa_checkpoint._sqlite import SQLiteStatements
+from sa_checkpoint._statements import Call, Statements
+from sa_checkpoint._tables import TABLES
+from sa_checkpoint.errors import SchemaOutOfDate, UnsupportedDatabase, is_schema_error
+
+T = TypeVar("T")
+
+_STRATEGIES: Mapping[str, type[Statements]] = {
+    "postgresql": PostgreSQLStatements,
+    "sqlite": SQLiteStatements,
+}
+
+
+@cache
+def statements_for(dialect: str) -> Statements:
+    """The statements of a dialect, built at first use.
+
+    Args:
+        dialect: SQLAlchemy's name of it.
+
+    Raises:
+        UnsupportedDatabase: There are none.
+    """
+    if dialect not in _STRATEGIES:
+        raise UnsupportedDatabase(
+            f"sa_checkpoint has no statements for {dialect!r} yet: use an engine for "
+            + " or ".join(sorted(_STRATEGIES))
+            + "."
+        )
+    return _STRATEGIES[dialect](TABLES)
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """A connection in a transaction that is not ours to end, and the statements for its database."""
+
+    connection: Connection
+    statements: Statements
+
+    def run(self, *calls: Call) -> Rows:
+        """Execute calls in order; returns the rows of the last one."""
+        rows: Rows = ()
+        for call in calls:
+            result = self.connection.execute(call.statement, call.parameters)
+            rows = result.fetchall() if result.returns_rows else ()
+        return rows
+
+
+@dataclass(frozen=True)
+class Operation(Generic[T]):
+    """One unit of work of a saver.
+
+    Attributes:
+        work: Executes statements; a connection is held for just that.
+        decode: Makes the result of what `work` returned, when the connection has been given back.
+    """
+
+    work: Callable[[Transaction], Any]
+    decode: Callable[[Any], T]
+
+    def execute(self, connection: Connection) -> Any:
+        """Do the work; the transaction is the caller's.
+
+        Raises:
+            SchemaOutOfDate: A table or column is missing.
+            UnsupportedDatabase: There are no statements for this database.
+        """
+        try:
+            return self.work(Transaction(connection, statements_for(connection.dialect.name)))
+        except DBAPIError as error:
+            if not is_schema_error(error):
+                raise
+            url = connection.engine.url.render_as_string(hide_password=True)
+            raise SchemaOutOfDate(
+                f"The checkpoint tables in {url} are missing or older than this version of sa_checkpoint "
+                f"({error.orig}). Run `alembic upgrade head`, or call the saver's setup()."
+            ) from error
+
+
+def executing(calls: Callable[[Statements], list[Call]], result: T) -> Operation[T]:
+    """An operation that executes calls known beforehand, and has its result beforehand, too."""
+    return Operation(lambda transaction: transaction.run(*calls(transaction.statements)), lambda _rows: result)
