@@ -7,7 +7,7 @@ What an operation does is in `_operations`; where it gets its connection, in `_b
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -17,10 +17,11 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
+    DeltaChannelHistory,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from sa_checkpoint import _codec, _operations
+from sa_checkpoint import _codec, _history, _maintenance, _operations
 from sa_checkpoint._binds import Bind
 from sa_checkpoint._execution import Operation
 from sa_checkpoint._operations import Listing
@@ -201,3 +202,92 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
     async def adelete_thread(self, thread_id: str) -> None:
         """The async twin of `delete_thread`."""
         await self._arun(_operations.delete_thread(thread_id))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints that runs stored, with their writes and the blobs nobody else needs.
+
+        Each thread is one transaction. A checkpoint that stays and whose parent is deleted is left without a parent.
+        Do not delete a run in the middle of a thread with a `DeltaChannel`: the runs after it need its writes.
+
+        Args:
+            run_ids: The runs, as the `run_id` in the checkpoints' metadata names them. Those that stored nothing are
+                no error.
+
+        Raises:
+            TypeError: `run_ids` is a single string.
+        """
+        runs = _maintenance.ids_of("run_id", run_ids)
+        for thread_id in self._run(_maintenance.threads_of_runs(runs)) if runs else ():
+            self._run(_maintenance.delete_runs_of_thread(thread_id, runs))
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """The async twin of `delete_for_runs`."""
+        runs = _maintenance.ids_of("run_id", run_ids)
+        for thread_id in await self._arun(_maintenance.threads_of_runs(runs)) if runs else ():
+            await self._arun(_maintenance.delete_runs_of_thread(thread_id, runs))
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy all checkpoints, blobs and writes of a thread, inside the database and in one transaction.
+
+        Args:
+            source_thread_id: The thread. One that does not exist is no error, and nothing is copied.
+            target_thread_id: Another thread, which has nothing stored.
+
+        Raises:
+            ThreadExists: The target has rows.
+            InvalidValue: Source and target are the same.
+        """
+        self._run(_maintenance.copy_thread(source_thread_id, target_thread_id))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """The async twin of `copy_thread`."""
+        await self._arun(_maintenance.copy_thread(source_thread_id, target_thread_id))
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Delete what threads do not need any more. Each thread is one transaction.
+
+        "keep_latest" keeps the latest checkpoint of each namespace with its pending writes, every blob that a kept
+        checkpoint names, the parent that a checkpoint older than format 4 reads its pending sends from, and for delta
+        channels the ancestors back to the nearest stored value of each. The namespace of a subgraph call goes with the
+        root checkpoint that the call started from; a `checkpointer=True` subgraph keeps its latest checkpoint. A
+        checkpoint that stays and whose parent is deleted is left without a parent. A run that goes on with the thread
+        meanwhile loses nothing; one that forks from a checkpoint being deleted may.
+
+        Args:
+            thread_ids: The threads. Those that do not exist are no error.
+            strategy: "keep_latest", or "delete" for everything.
+
+        Raises:
+            TypeError: `thread_ids` is a single string.
+            ValueError: The strategy is unknown.
+        """
+        _maintenance.check_strategy(strategy)
+        for thread_id in _maintenance.ids_of("thread_id", thread_ids):
+            self._run(_maintenance.prune_thread(thread_id, strategy))
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """The async twin of `prune`."""
+        _maintenance.check_strategy(strategy)
+        for thread_id in _maintenance.ids_of("thread_id", thread_ids):
+            await self._arun(_maintenance.prune_thread(thread_id, strategy))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What was written to delta channels on the way to a checkpoint, in one statement for all channels.
+
+        Args:
+            config: The checkpoint, as in `get_tuple`. Its own writes are pending, and not part of the history.
+            channels: The channels.
+
+        Returns:
+            For each channel its writes, oldest first, since the nearest ancestor that holds a value of it, and that
+            value as `seed`; without a `seed` if there is none up to the root.
+        """
+        return self._run(_history.get_delta_channel_history(self.serde, config, channels)) if channels else {}
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """The async twin of `get_delta_channel_history`."""
+        return await self._arun(_history.get_delta_channel_history(self.serde, config, channels)) if channels else {}

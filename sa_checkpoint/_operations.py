@@ -32,6 +32,10 @@ from sa_checkpoint.errors import InvalidConfig, InvalidValue
 PAGE_SIZE = 100
 
 
+def nothing(_result: Any) -> None:
+    """The result of an operation that has none."""
+
+
 def _configurable(config: RunnableConfig | None) -> Mapping[str, Any]:
     configurable = (config or {}).get("configurable") or {}
     if "thread_id" not in configurable or configurable["thread_id"] is None:
@@ -42,7 +46,7 @@ def _configurable(config: RunnableConfig | None) -> Mapping[str, Any]:
     return configurable
 
 
-def _key(config: RunnableConfig) -> dict[str, str]:
+def key_of(config: RunnableConfig) -> dict[str, str]:
     """thread_id and checkpoint_ns of a config, as their columns hold them."""
     configurable = _configurable(config)
     return {
@@ -51,7 +55,7 @@ def _key(config: RunnableConfig) -> dict[str, str]:
     }
 
 
-def _checkpoint_id(config: RunnableConfig) -> str | None:
+def checkpoint_id_of(config: RunnableConfig) -> str | None:
     checkpoint_id = get_checkpoint_id(config)
     return _codec.identifier("checkpoint_id", checkpoint_id) if checkpoint_id else None
 
@@ -64,7 +68,7 @@ def put(
     new_versions: ChannelVersions,
 ) -> Operation[RunnableConfig]:
     """Store a checkpoint and the blobs of the channels that it changed, in one statement or transaction."""
-    key = _key(config)
+    key = key_of(config)
     checkpoint_id = _codec.identifier("checkpoint id", checkpoint["id"])
     values = _codec.encode_values(
         serde, checkpoint["channel_values"], checkpoint.get("channel_versions") or {}, new_versions
@@ -75,7 +79,7 @@ def put(
     row = {
         **key,
         "checkpoint_id": checkpoint_id,
-        "parent_checkpoint_id": _checkpoint_id(config),
+        "parent_checkpoint_id": checkpoint_id_of(config),
         "checkpoint": _codec.dump_json("checkpoint", document),
         "metadata": _codec.dump_json(
             "metadata", cast(Mapping[str, Any], get_serializable_checkpoint_metadata(config, metadata))
@@ -97,14 +101,14 @@ def put_writes(
     Within one batch the same holds for an index that comes twice, which is what running the writes one after
     another would give.
     """
-    checkpoint_id = _checkpoint_id(config)
+    checkpoint_id = checkpoint_id_of(config)
     if checkpoint_id is None:
         raise InvalidConfig(
             "put_writes needs the checkpoint that the task belongs to: pass a config with a checkpoint_id, such as "
             "the one that put returned."
         )
     task = {
-        **_key(config),
+        **key_of(config),
         "checkpoint_id": checkpoint_id,
         "task_id": _codec.identifier("task_id", task_id),
         "task_path": _codec.identifier("task_path", task_path),
@@ -131,8 +135,8 @@ def delete_thread(thread_id: str) -> Operation[None]:
 
 def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[CheckpointTuple | None]:
     """Read the checkpoint that the config names, or the thread's latest one in that namespace."""
-    parameters = _key(config)
-    checkpoint_id = _checkpoint_id(config)
+    parameters = key_of(config)
+    checkpoint_id = checkpoint_id_of(config)
     if checkpoint_id is not None:
         parameters["checkpoint_id"] = checkpoint_id
     shape = ReadShape(checkpoint_id=checkpoint_id is not None)
@@ -206,9 +210,9 @@ def listing(
         for name in ("thread_id", "checkpoint_ns"):
             if configurable.get(name) is not None:
                 parameters[name] = _codec.identifier(name, configurable[name])
-        if (checkpoint_id := _checkpoint_id(config)) is not None:
+        if (checkpoint_id := checkpoint_id_of(config)) is not None:
             parameters["checkpoint_id"] = checkpoint_id
-    if before and (before_id := _checkpoint_id(before)) is not None:
+    if before and (before_id := checkpoint_id_of(before)) is not None:
         parameters["before"] = before_id
     if filter is not None and not isinstance(filter, Mapping):
         raise InvalidValue(f"filter is {filter!r}: pass a dict of what the metadata has to contain.")

@@ -66,6 +66,8 @@ class RowKind(IntEnum):
     WRITE = 2
     SEND = 3
     """A TASKS write of the parent; `checkpoint_id` is the child's."""
+    ANCESTOR = 4
+    """A step of a walk along parent links, for one channel."""
 
 
 READ_COLUMNS: Mapping[str, type[Text] | type[LargeBinary] | type[Integer]] = {
@@ -244,7 +246,7 @@ class Statements(ABC):
         limit = bindparam("limit", type_=Integer()) if shape.many else literal_column("1")
         return statement.order_by(*(column.desc() for column in key)).limit(limit).cte("target")
 
-    def _rows(self, kind: RowKind, columns: Mapping[str, ColumnElement[Any]]) -> Select[Any]:
+    def branch(self, kind: RowKind, columns: Mapping[str, ColumnElement[Any]]) -> Select[Any]:
         """A branch of the union: the given columns, and a typed NULL for each of the others."""
         return select(
             literal_column(str(int(kind)), Integer).label("kind"),
@@ -257,7 +259,7 @@ class Statements(ABC):
 
     def _checkpoint_rows(self, target: CTE) -> Select[Any]:
         columns = {name: target.c[name] for name in list(READ_COLUMNS)[:4]}
-        return self._rows(
+        return self.branch(
             RowKind.CHECKPOINT,
             {
                 **columns,
@@ -287,7 +289,7 @@ class Statements(ABC):
         )
         found, source = self._look_up(named, is_named)
         columns = {name: named.c[name] for name in ("thread_id", "checkpoint_ns", "channel", "version")}
-        return self._rows(RowKind.BLOB, {**columns, "type": found.c.type, "blob": found.c.blob}).select_from(source)
+        return self.branch(RowKind.BLOB, {**columns, "type": found.c.type, "blob": found.c.blob}).select_from(source)
 
     def _look_up(self, named: FromClause, is_named: ColumnElement[bool]) -> tuple[FromClause, FromClause]:
         """The blobs that are named, and the join that finds them."""
@@ -295,13 +297,13 @@ class Statements(ABC):
 
     def _write_rows(self, target: CTE, shape: ReadShape) -> Select[Any]:
         writes = self.tables.writes.c
-        return self._rows(RowKind.WRITE, self._write_columns(writes.checkpoint_id)).where(
+        return self.branch(RowKind.WRITE, self._write_columns(writes.checkpoint_id)).where(
             self._same_namespace(writes, target.c, shape), writes.checkpoint_id == target.c.checkpoint_id
         )
 
     def _send_rows(self, target: CTE, shape: ReadShape) -> Select[Any]:
         writes = self.tables.writes.c
-        return self._rows(RowKind.SEND, self._write_columns(target.c.checkpoint_id)).where(
+        return self.branch(RowKind.SEND, self._write_columns(target.c.checkpoint_id)).where(
             self._same_namespace(writes, target.c, shape),
             writes.checkpoint_id == target.c.parent_checkpoint_id,
             writes.channel == literal_column(f"'{TASKS}'"),

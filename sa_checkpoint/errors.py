@@ -27,6 +27,10 @@ class InvalidValue(CheckpointerError, ValueError):
     """A checkpoint, its metadata, a write or a filter holds something that cannot be stored or compared."""
 
 
+class ThreadExists(CheckpointerError, ValueError):
+    """The target of a copy has rows already."""
+
+
 class UnsupportedDatabase(CheckpointerError, NotImplementedError):
     """The engine's dialect is not one that this version has statements for."""
 

@@ -1,0 +1,72 @@
+"""The history of delta channels: what was written to each since its value was last stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import DeltaChannelHistory, writes_sort_key
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from sqlalchemy import Row
+
+from sa_checkpoint import _codec, _operations
+from sa_checkpoint._execution import Operation, Transaction
+from sa_checkpoint._records import Rows
+from sa_checkpoint._statements import RowKind
+from sa_checkpoint._thread_statements import START, delta_history
+
+
+def get_delta_channel_history(
+    serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]
+) -> Operation[Mapping[str, DeltaChannelHistory]]:
+    """Walk the parents of a checkpoint, for all channels in one statement."""
+    key = _operations.key_of(config)
+    checkpoint_id = _operations.checkpoint_id_of(config)
+    start = {"thread": key["thread_id"], "namespace": key["checkpoint_ns"], "checkpoint": checkpoint_id}
+    names = [(_codec.identifier("channel", channel),) for channel in dict.fromkeys(channels)]
+
+    def work(transaction: Transaction) -> Rows:
+        parameters = {**start, **transaction.statements.row_values("channels", ("channel",), names)}
+        return transaction.run(delta_history(transaction.statements, parameters, latest=checkpoint_id is None))
+
+    def decode(rows: Rows) -> Mapping[str, DeltaChannelHistory]:
+        return {channel: _history(serde, [row for row in rows if row.channel == channel]) for (channel,) in names}
+
+    return Operation(work, decode)
+
+
+def _history(serde: SerializerProtocol, rows: Sequence[Row[Any]]) -> DeltaChannelHistory:
+    """The history of one channel from its own rows."""
+    writes: dict[str, list[Row[Any]]] = {}
+    for row in rows:
+        if row.kind == RowKind.WRITE:
+            writes.setdefault(row.checkpoint_id, []).append(row)
+    history: DeltaChannelHistory = {"writes": []}
+    for step in _oldest_first([row for row in rows if row.kind == RowKind.ANCESTOR]):
+        for row in sorted(
+            writes.get(step.checkpoint_id, ()), key=lambda row: writes_sort_key(row.task_path, row.task_id, row.idx)
+        ):
+            history["writes"].append((row.task_id, row.channel, _codec.load_value(serde, row.type, row.blob)))
+        if step.idx:
+            history["seed"] = _seed(serde, step, [row for row in rows if row.kind == RowKind.BLOB])
+    return history
+
+
+def _oldest_first(steps: Sequence[Row[Any]]) -> list[Row[Any]]:
+    """Put the steps of a path in order, by their links; each once, if they are a cycle."""
+    by_id = {step.checkpoint_id: step for step in steps}
+    step = next((step for step in steps if step.version == START), None)
+    path: dict[str, Row[Any]] = {}
+    while step is not None and step.checkpoint_id not in path:
+        path[step.checkpoint_id] = step
+        step = by_id.get(step.parent_checkpoint_id)
+    return list(path.values())[::-1]
+
+
+def _seed(serde: SerializerProtocol, step: Row[Any], blobs: Sequence[Row[Any]]) -> Any:
+    inline = _codec.load_json(step.checkpoint).get("channel_values") or {}
+    value = inline.get(step.channel, True)
+    if value is True and blobs:
+        return _codec.load_value(serde, blobs[0].type, blobs[0].blob)
+    return value

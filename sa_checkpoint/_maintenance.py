@@ -1,0 +1,220 @@
+"""Maintenance of whole threads: prune, delete the checkpoints of runs, copy. Each thread is one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row
+from sqlalchemy.exc import IntegrityError
+
+from sa_checkpoint import _codec, _operations
+from sa_checkpoint import _thread_statements as thread_statements
+from sa_checkpoint._execution import Operation, Transaction
+from sa_checkpoint._statements import Call
+from sa_checkpoint.errors import InvalidValue, ThreadExists
+
+STRATEGIES = ("keep_latest", "delete")
+
+Key = tuple[str, str]
+"""A checkpoint of a thread: its namespace and its id."""
+
+
+def ids_of(name: str, values: Sequence[Any]) -> list[str]:
+    """Check a sequence of thread or run ids; drops repetitions.
+
+    Raises:
+        TypeError: It is a single string, whose characters would be taken for ids.
+        InvalidConfig: One of them is not an id.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise TypeError(f"{name}s must be a sequence of ids, not {type(values).__name__}: pass [{values!r}].")
+    return list(dict.fromkeys(_codec.identifier(name, value) for value in values))
+
+
+# -------------------------------------------------------------------------------------------------------------- copy
+
+
+def copy_thread(source_thread_id: str, target_thread_id: str) -> Operation[None]:
+    """Copy all checkpoints, blobs and writes of a thread to another, which has to be empty."""
+    source = _codec.identifier("source_thread_id", source_thread_id)
+    target = _codec.identifier("target_thread_id", target_thread_id)
+    if source == target:
+        raise InvalidValue(f"Thread {source!r} cannot be copied to itself: pass another target_thread_id.")
+    exists = ThreadExists(
+        f"Thread {target!r} has rows already, and a copy would mix with them: pass another target_thread_id, or call "
+        "delete_thread on it first."
+    )
+
+    def work(transaction: Transaction) -> None:
+        statements = transaction.statements
+        transaction.run(statements.lock_thread(target))
+        if any(found for (found,) in transaction.run(Call(thread_statements.any_row(statements), {"thread": target}))):
+            raise exists
+        parameters = {"source": source, "target": target}
+        try:
+            transaction.run(*(Call(statement, parameters) for statement in thread_statements.copy(statements)))
+        except IntegrityError as error:
+            raise exists from error
+
+    return Operation(work, _operations.nothing)
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+def threads_of_runs(run_ids: Sequence[str]) -> Operation[Sequence[str]]:
+    """The threads in which runs stored checkpoints."""
+
+    def work(transaction: Transaction) -> Any:
+        statements = transaction.statements
+        parameters = statements.row_values("runs", ("run_id",), [(run_id,) for run_id in run_ids])
+        return transaction.run(Call(thread_statements.threads_of_runs(statements), parameters))
+
+    return Operation(work, lambda rows: [row.thread_id for row in rows])
+
+
+def delete_runs_of_thread(thread_id: str, run_ids: Sequence[str]) -> Operation[None]:
+    """Delete the checkpoints that runs stored in a thread, with their writes and the blobs nobody else needs."""
+
+    def work(transaction: Transaction) -> None:
+        statements = transaction.statements
+        transaction.run(statements.lock_thread(thread_id))
+        parameters = statements.row_values("runs", ("run_id",), [(run_id,) for run_id in run_ids])
+        doomed = transaction.run(
+            Call(thread_statements.checkpoints_of_runs(statements), {"thread": thread_id, **parameters})
+        )
+        _delete(transaction, thread_id, [(row.checkpoint_ns, row.checkpoint_id) for row in doomed], [])
+
+    return Operation(work, _operations.nothing)
+
+
+def _delete(transaction: Transaction, thread_id: str, doomed: Sequence[Key], dead: Sequence[str]) -> None:
+    if not doomed and not dead:
+        return
+    statements = transaction.statements
+    parameters = {
+        "thread": thread_id,
+        **statements.row_values("doomed", thread_statements.DOOMED, doomed),
+        **statements.row_values("dead", thread_statements.DEAD, [(ns,) for ns in dead]),
+    }
+    transaction.run(*(Call(statement, parameters) for statement in thread_statements.deletion(statements)))
+
+
+# ------------------------------------------------------------------------------------------------------------- prune
+
+
+def check_strategy(strategy: str) -> None:
+    """Raise ValueError for a strategy of prune that does not exist."""
+    if strategy not in STRATEGIES:
+        raise InvalidValue(f"Unknown prune strategy {strategy!r}: use one of {', '.join(map(repr, STRATEGIES))}.")
+
+
+def prune_thread(thread_id: str, strategy: str) -> Operation[None]:
+    """Delete all of a thread, or all that its latest checkpoints do not need."""
+    if strategy == "delete":
+        return _operations.delete_thread(thread_id)
+
+    def work(transaction: Transaction) -> None:
+        statements = transaction.statements
+        transaction.run(statements.lock_thread(thread_id))
+        rows = transaction.run(Call(thread_statements.outline(statements), {"thread": thread_id}))
+        plan = _Plan(transaction, thread_id, _namespaces(rows))
+        _delete(transaction, thread_id, *plan.make())
+
+    return Operation(work, _operations.nothing)
+
+
+def _namespaces(rows: Sequence[Row[Any]]) -> dict[str, list[Row[Any]]]:
+    """The rows of an outline by namespace, newest first as they came."""
+    namespaces: dict[str, list[Row[Any]]] = {}
+    for row in rows:
+        namespaces.setdefault(row.checkpoint_ns, []).append(row)
+    return namespaces
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What keep_latest deletes of a thread: a list of checkpoints, so that what is stored meanwhile stays."""
+
+    transaction: Transaction
+    thread_id: str
+    namespaces: Mapping[str, Sequence[Row[Any]]]
+
+    def make(self) -> tuple[list[Key], list[str]]:
+        """The doomed checkpoints, and the dead namespaces."""
+        dead = self._dead_calls()
+        heads = {ns: rows[0] for ns, rows in self.namespaces.items() if ns not in dead}
+        kept = {(ns, head.checkpoint_id) for ns, head in heads.items()}
+        kept |= self._with_sends(heads) | self._delta_ancestors(heads)
+        every = {(ns, row.checkpoint_id) for ns, rows in self.namespaces.items() for row in rows}
+        return sorted(every - kept), sorted(dead)
+
+    def _dead_calls(self) -> set[str]:
+        """Namespaces of subgraph calls that started from a checkpoint of the root graph which is not its latest.
+
+        A call's namespace has its task's id after a ":"; that of a `checkpointer=True` subgraph has none, since its
+        state outlives the call. While the root checkpoint is not stored yet, the call is not dead but early: runs
+        store in the background.
+        """
+        root = self.namespaces.get("", ())
+        saved = {row.checkpoint_id for row in root[1:]}
+        return {ns for ns, rows in self.namespaces.items() if ":" in ns and rows[0].root in saved}
+
+    def _with_sends(self, heads: Mapping[str, Row[Any]]) -> set[Key]:
+        """The parents that checkpoints older than format 4 read their pending sends from."""
+        parents = [
+            (ns, head.parent_checkpoint_id)
+            for ns, head in heads.items()
+            if head.parent_checkpoint_id and head.format is not None and head.format < 4
+        ]
+        if not parents:
+            return set()
+        rows = self._run(thread_statements.with_sends, thread_statements.DOOMED, parents)
+        every = {(ns, row.checkpoint_id) for ns, rows in self.namespaces.items() for row in rows}
+        return {(row.checkpoint_ns, row.checkpoint_id) for row in rows} & every
+
+    def _delta_ancestors(self, heads: Mapping[str, Row[Any]]) -> set[Key]:
+        """The ancestors that the delta channels of the kept checkpoints are rebuilt from."""
+        channels = {ns: _delta_channels(self.namespaces[ns]) for ns in heads}
+        kept = {
+            (ns, row.checkpoint_id)
+            for ns in heads
+            if not channels[ns] and any(row.delta_versioned for row in self.namespaces[ns])
+            # LangGraph.js marks such threads, but does not name the channels: all of it may be needed.
+            for row in self.namespaces[ns]
+        }
+        wanted = [(ns, channel) for ns, names in channels.items() for channel in names]
+        if not wanted:
+            return kept
+        rows = self._run(thread_statements.with_values, thread_statements.CHANNELS, wanted)
+        values: dict[Key, set[str]] = {}
+        for row in rows:
+            values.setdefault((row.checkpoint_ns, row.checkpoint_id), set()).add(row.channel)
+        for ns, head in heads.items():
+            kept |= self._ancestors(ns, head, channels[ns], values)
+        return kept
+
+    def _ancestors(self, ns: str, head: Row[Any], channels: set[str], values: Mapping[Key, set[str]]) -> set[Key]:
+        """From the head along parent links to the nearest value of each channel, or to the root."""
+        by_id = {row.checkpoint_id: row for row in self.namespaces[ns]}
+        missing = channels - values.get((ns, head.checkpoint_id), set())
+        kept: set[Key] = set()
+        row = by_id.get(head.parent_checkpoint_id)
+        while missing and row is not None and (key := (ns, row.checkpoint_id)) not in kept:
+            kept.add(key)
+            missing -= values.get(key, set())
+            row = by_id.get(row.parent_checkpoint_id)
+        return kept
+
+    def _run(self, statement: Any, columns: Sequence[str], rows: Sequence[Key]) -> Sequence[Row[Any]]:
+        statements = self.transaction.statements
+        parameters = {"thread": self.thread_id, **statements.row_values("given", columns, rows)}
+        return self.transaction.run(Call(statement(statements), parameters))
+
+
+def _delta_channels(rows: Sequence[Row[Any]]) -> set[str]:
+    """The delta channels of a namespace: LangGraph counts, in the metadata, the steps since each one's snapshot."""
+    return {channel for row in rows if row.delta_counters for channel in json.loads(row.delta_counters)}

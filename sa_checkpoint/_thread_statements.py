@@ -1,0 +1,341 @@
+"""The statements that maintain whole threads: prune, delete the checkpoints of a run, copy, and walk a delta channel.
+
+They are written once, on what a dialect's strategy offers (`_statements`), and sets of rows go into the database as
+parameters, so that one statement serves any number of checkpoints. Each is built once for each strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from langgraph.checkpoint.serde.types import TASKS
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Delete,
+    Executable,
+    Insert,
+    Numeric,
+    Select,
+    Table,
+    Text,
+    Update,
+    and_,
+    case,
+    cast,
+    delete,
+    exists,
+    insert,
+    literal_column,
+    null,
+    or_,
+    select,
+    true,
+    tuple_,
+    union_all,
+    update,
+)
+
+from sa_checkpoint._codec import EMPTY
+from sa_checkpoint._statements import Call, RowKind, Statements, text_parameter
+
+# Parameters are not named like columns here, because SQLAlchemy takes those of an UPDATE for values to set: a thread is
+# "thread". What the names of sets of rows have as columns:
+DOOMED = ("checkpoint_ns", "checkpoint_id")
+DEAD = ("checkpoint_ns",)
+CHANNELS = ("checkpoint_ns", "channel")
+START = "start"
+
+
+def _of_thread(table: Any, parameter: str = "thread") -> ColumnElement[bool]:
+    condition: ColumnElement[bool] = table.c.thread_id == text_parameter(parameter)
+    return condition
+
+
+# ------------------------------------------------------------------------------------------------------------- prune
+
+
+@cache
+def outline(statements: Statements) -> Select[Any]:
+    """The checkpoints of a thread without their contents, by namespace, newest first: what a prune is planned from."""
+    table = statements.tables.checkpoints
+    columns = table.c
+    return (
+        select(
+            columns.checkpoint_ns,
+            columns.checkpoint_id,
+            columns.parent_checkpoint_id,
+            cast(statements.json_text(columns.checkpoint, "v"), Numeric).label("format"),
+            statements.json_text(columns.metadata, "parents", "").label("root"),
+            statements.json_text(columns.metadata, "counters_since_delta_snapshot").label("delta_counters"),
+            statements.json_text(columns.metadata, "delta_writes_versioned").label("delta_versioned"),
+        )
+        .where(_of_thread(table))
+        .order_by(columns.checkpoint_ns, columns.checkpoint_id.desc())
+    )
+
+
+@cache
+def with_sends(statements: Statements) -> Select[Any]:
+    """Of the given checkpoints of a thread, those that have TASKS writes."""
+    table = statements.tables.writes
+    given = statements.rows("given", *DOOMED)
+    is_given = and_(table.c.checkpoint_ns == given.c.checkpoint_ns, table.c.checkpoint_id == given.c.checkpoint_id)
+    return (
+        select(table.c.checkpoint_ns, table.c.checkpoint_id)
+        .distinct()
+        .select_from(table.join(given, is_given))
+        .where(_of_thread(table), table.c.channel == literal_column(f"'{TASKS}'"))
+    )
+
+
+@cache
+def with_values(statements: Statements) -> Select[Any]:
+    """For the given channels of a thread's namespaces: the checkpoints that hold a value of them."""
+    table = statements.tables.checkpoints
+    given = statements.rows("given", *CHANNELS)
+    return (
+        select(table.c.checkpoint_ns, table.c.checkpoint_id, given.c.channel)
+        .select_from(table.join(given, table.c.checkpoint_ns == given.c.checkpoint_ns))
+        .where(_of_thread(table), _has_value(statements, table, given.c.channel))
+    )
+
+
+def _has_value(statements: Statements, table: Any, channel: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a checkpoint holds a value of a channel, inline or as a blob."""
+    inline = statements.entries(table.c.checkpoint, "channel_values")
+    versions = statements.blob_versions(table.c.checkpoint)
+    blobs = statements.tables.blobs.alias()
+    is_stored = and_(
+        versions.c.key == channel,
+        blobs.c.thread_id == table.c.thread_id,
+        blobs.c.checkpoint_ns == table.c.checkpoint_ns,
+        blobs.c.channel == channel,
+        blobs.c.version == cast(versions.c.value, Text),
+        blobs.c.type != literal_column(f"'{EMPTY}'"),
+    )
+    return or_(
+        exists().select_from(inline).where(inline.c.key == channel).correlate_except(inline),
+        exists().select_from(versions, blobs).where(is_stored).correlate_except(versions, blobs),
+    )
+
+
+@cache
+def deletion(statements: Statements) -> Sequence[Executable]:
+    """Delete the doomed checkpoints of a thread, with their writes and the blobs that no other checkpoint names.
+
+    Of dead namespaces, blobs and writes go without asking who names them. A checkpoint that stays and whose parent is
+    deleted is left without a parent. What is neither doomed nor dead is not touched, so what a run stores meanwhile
+    stays, whatever its id; a run's next checkpoint names blobs of its own and of its parent, which is kept.
+    """
+    return statements.together(
+        _delete_blobs(statements), _delete_writes(statements), _clear_parents(statements), _delete_doomed(statements)
+    )
+
+
+def _doomed(statements: Statements) -> Select[Any]:
+    doomed = statements.rows("doomed", *DOOMED)
+    return select(doomed.c.checkpoint_ns, doomed.c.checkpoint_id)
+
+
+def _dead(statements: Statements) -> Select[Any]:
+    return select(statements.rows("dead", *DEAD).c.checkpoint_ns)
+
+
+def _delete_doomed(statements: Statements) -> Delete:
+    table = statements.tables.checkpoints
+    key = tuple_(table.c.checkpoint_ns, table.c.checkpoint_id)
+    return delete(table).where(_of_thread(table), key.in_(_doomed(statements)))
+
+
+def _delete_writes(statements: Statements) -> Delete:
+    table = statements.tables.writes
+    key = tuple_(table.c.checkpoint_ns, table.c.checkpoint_id)
+    is_dead = table.c.checkpoint_ns.in_(_dead(statements))
+    return delete(table).where(_of_thread(table), or_(key.in_(_doomed(statements)), is_dead))
+
+
+def _delete_blobs(statements: Statements) -> Delete:
+    table = statements.tables.blobs
+    freed = _named_blobs(statements, doomed=True).except_(_named_blobs(statements, doomed=False))
+    key = tuple_(table.c.checkpoint_ns, table.c.channel, table.c.version)
+    is_dead = table.c.checkpoint_ns.in_(_dead(statements))
+    return delete(table).where(_of_thread(table), or_(key.in_(freed), is_dead))
+
+
+def _named_blobs(statements: Statements, *, doomed: bool) -> Select[Any]:
+    """The blobs that the thread's checkpoints name: the doomed ones, or all others."""
+    table = statements.tables.checkpoints.alias()
+    versions = statements.blob_versions(table.c.checkpoint)
+    key = tuple_(table.c.checkpoint_ns, table.c.checkpoint_id)
+    is_doomed = key.in_(_doomed(statements))
+    return (
+        select(table.c.checkpoint_ns, versions.c.key, cast(versions.c.value, Text))
+        .select_from(table, versions)
+        .where(_of_thread(table), is_doomed if doomed else ~is_doomed)
+    )
+
+
+def _clear_parents(statements: Statements) -> Update:
+    table = statements.tables.checkpoints
+    parent = tuple_(table.c.checkpoint_ns, table.c.parent_checkpoint_id)
+    key = tuple_(table.c.checkpoint_ns, table.c.checkpoint_id)
+    return (
+        update(table)
+        .values(parent_checkpoint_id=null())
+        .where(_of_thread(table), parent.in_(_doomed(statements)), ~key.in_(_doomed(statements)))
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+def _is_of_runs(statements: Statements, table: Table) -> ColumnElement[bool]:
+    # The expression of the index checkpoints_run_id_idx.
+    runs = statements.rows("runs", "run_id")
+    return statements.json_text(table.c.metadata, "run_id").in_(select(runs.c.run_id))
+
+
+@cache
+def threads_of_runs(statements: Statements) -> Select[Any]:
+    """The threads in which the given runs stored checkpoints."""
+    table = statements.tables.checkpoints
+    return select(table.c.thread_id).distinct().where(_is_of_runs(statements, table))
+
+
+@cache
+def checkpoints_of_runs(statements: Statements) -> Select[Any]:
+    """The checkpoints of a thread that the given runs stored."""
+    table = statements.tables.checkpoints
+    return select(table.c.checkpoint_ns, table.c.checkpoint_id).where(_of_thread(table), _is_of_runs(statements, table))
+
+
+# -------------------------------------------------------------------------------------------------------------- copy
+
+
+@cache
+def any_row(statements: Statements) -> CompoundSelect[Any]:
+    """At least one row if anything is stored for a thread."""
+    tables = (statements.tables.checkpoints, statements.tables.blobs, statements.tables.writes)
+    return union_all(*(select(exists().where(_of_thread(table))) for table in tables))
+
+
+@cache
+def copy(statements: Statements) -> Sequence[Executable]:
+    """Copy every row of a thread to another, inside the database."""
+    tables = (statements.tables.blobs, statements.tables.writes, statements.tables.checkpoints)
+    return statements.together(*(_copy_rows(table) for table in tables))
+
+
+def _copy_rows(table: Table) -> Insert:
+    others = [column for column in table.c if column.name != "thread_id"]
+    source = select(text_parameter("target"), *others).where(_of_thread(table, "source"))
+    return insert(table).from_select(["thread_id", *(column.name for column in others)], source)
+
+
+# ----------------------------------------------------------------------------------------------------- delta channels
+
+
+def delta_history(statements: Statements, parameters: dict[str, Any], *, latest: bool) -> Call:
+    """Walk from a checkpoint's parent to each channel's nearest stored value, or to the root.
+
+    The rows are of three kinds (`RowKind`): an ANCESTOR for each step and channel, `version` START for the first one,
+    with `idx` 1 and the checkpoint's JSON where the value is; a BLOB, for a value that is one; and a WRITE for each
+    write to a channel on its path.
+
+    Args:
+        statements: The strategy.
+        parameters: thread, namespace, checkpoint unless `latest`, and the rows "channels" (channel).
+        latest: Whether to start at the namespace's latest checkpoint.
+    """
+    return Call(_delta_history(statements, latest), parameters)
+
+
+@cache
+def _delta_history(statements: Statements, latest: bool) -> Executable:
+    path = _path(statements, latest)
+    checkpoints, blobs, writes = statements.tables.checkpoints, statements.tables.blobs, statements.tables.writes
+
+    def same(table: Table) -> ColumnElement[bool]:
+        return and_(_of_thread(table), table.c.checkpoint_ns == text_parameter("namespace"))
+
+    is_seed = path.c.has_value == literal_column("1")
+    ancestors = statements.branch(
+        RowKind.ANCESTOR,
+        {
+            "checkpoint_id": path.c.checkpoint_id,
+            "parent_checkpoint_id": path.c.parent_checkpoint_id,
+            "channel": path.c.channel,
+            "version": path.c.position,
+            "idx": path.c.has_value,
+            "checkpoint": case((is_seed, cast(checkpoints.c.checkpoint, Text))),
+        },
+    ).select_from(path.join(checkpoints, and_(same(checkpoints), checkpoints.c.checkpoint_id == path.c.checkpoint_id)))
+    versions = statements.blob_versions(checkpoints.c.checkpoint)
+    seeds = (
+        statements.branch(RowKind.BLOB, {name: blobs.c[name] for name in ("channel", "version", "type", "blob")})
+        .select_from(path, checkpoints, versions, blobs)
+        .where(
+            is_seed,
+            same(checkpoints),
+            checkpoints.c.checkpoint_id == path.c.checkpoint_id,
+            versions.c.key == path.c.channel,
+            same(blobs),
+            blobs.c.channel == path.c.channel,
+            blobs.c.version == cast(versions.c.value, Text),
+            blobs.c.type != literal_column(f"'{EMPTY}'"),
+        )
+    )
+    names = ("checkpoint_id", "channel", "type", "blob", "task_id", "task_path", "idx")
+    deltas = statements.branch(RowKind.WRITE, {name: writes.c[name] for name in names}).select_from(
+        path.join(
+            writes,
+            and_(same(writes), writes.c.checkpoint_id == path.c.checkpoint_id, writes.c.channel == path.c.channel),
+        )
+    )
+    return union_all(ancestors, seeds, deltas)
+
+
+def _path(statements: Statements, latest: bool) -> Any:
+    """Each channel's ancestors, as far as they are needed: columns channel, checkpoint_id, parent_…, has_value, position.
+
+    It follows parent links, never the order of ids, which is another where clocks differ. UNION drops a row that has
+    come before, which ends a cycle.
+    """
+    table = statements.tables.checkpoints
+
+    def shared(table: Any) -> ColumnElement[bool]:
+        return and_(_of_thread(table), table.c.checkpoint_ns == text_parameter("namespace"))
+
+    target = select(table.c.parent_checkpoint_id.label("id")).where(shared(table))
+    if latest:
+        target = target.order_by(table.c.checkpoint_id.desc()).limit(literal_column("1"))
+    else:
+        target = target.where(table.c.checkpoint_id == text_parameter("checkpoint"))
+    start = target.subquery("start")
+    channels = statements.rows("channels", "channel")
+
+    def step(checkpoint: Any, channel: ColumnElement[str], position: str) -> Select[Any]:
+        has_value = case((_has_value(statements, checkpoint, channel), literal_column("1")), else_=literal_column("0"))
+        return select(
+            channel.label("channel"),
+            checkpoint.c.checkpoint_id,
+            checkpoint.c.parent_checkpoint_id,
+            has_value.label("has_value"),
+            cast(literal_column(f"'{position}'"), Text).label("position"),
+        )
+
+    first = table.alias("first")
+    path = (
+        step(first, channels.c.channel, START)
+        .select_from(start.join(first, and_(shared(first), first.c.checkpoint_id == start.c.id)).join(channels, true()))
+        .cte("path", recursive=True)
+    )
+    next_ = table.alias("next")
+    return path.union(
+        step(next_, path.c.channel, "")
+        .select_from(path.join(next_, and_(shared(next_), next_.c.checkpoint_id == path.c.parent_checkpoint_id)))
+        .where(path.c.has_value == literal_column("0"))
+    )
