@@ -40,7 +40,7 @@ def run_offline() -> None:
 
 def run_on(bind: Engine | Connection) -> None:
     with migrations.transaction(bind) as connection:
-        configure(connection=connection)
+        configure(connection=connection, version_table_schema=migrations.version_table_schema(connection))
         with context.begin_transaction():
             context.run_migrations()
 

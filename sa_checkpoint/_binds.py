@@ -7,9 +7,11 @@ connection, and on nothing else.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +19,10 @@ from sqlalchemy import Connection, Engine, SingletonThreadPool, StaticPool
 
 from sa_checkpoint._urls import is_memory
 from sa_checkpoint.errors import InvalidBind
+
+_LOCKS: WeakKeyDictionary[Any, Lock] = WeakKeyDictionary()
+_LOCKS_LOCK = Lock()
+_ASYNC_LOCKS: WeakKeyDictionary[Any, WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = WeakKeyDictionary()
 
 
 class Bind:
@@ -40,17 +46,33 @@ class Bind:
             with self.source.begin() as connection:
                 yield connection
 
-    def lock(self, locks: WeakKeyDictionary[Any, Any], make: Any) -> Any:
-        """The lock of the one connection, shared by all savers on it; None where none is needed.
-
-        Args:
-            locks: Those made before, by connection.
-            make: The class of the lock.
-        """
+    def turn(self) -> AbstractContextManager[Any]:
+        """Waits for a single connection to be free, also of other savers on it; does nothing where there are more."""
         if not self.exclusive:
-            return None
-        key = self.source if isinstance(self.source, Connection) else self.source.pool
-        return locks.setdefault(key, make())
+            return nullcontext()
+        with _LOCKS_LOCK:
+            lock: Lock = _LOCKS.setdefault(self._connection_key(), Lock())
+        return lock
+
+    def aturn(self) -> AbstractAsyncContextManager[Any]:
+        """The same for tasks of the running event loop."""
+        if not self.exclusive:
+            return nullcontext()
+        loops = _ASYNC_LOCKS.setdefault(self._connection_key(), WeakKeyDictionary())
+        # An asyncio.Lock belongs to the loop that first waits for it.
+        return loops.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+
+    def _connection_key(self) -> Any:
+        # An engine's dispose() replaces the pool, and with it the one connection.
+        return self.source if isinstance(self.source, Connection) else self.source.pool
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _asyncio_class(*names: str) -> tuple[type[Any], ...]:

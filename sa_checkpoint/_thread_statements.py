@@ -299,7 +299,7 @@ def _delta_history(statements: Statements, latest: bool) -> Executable:
 
 
 def _path(statements: Statements, latest: bool) -> Any:
-    """Each channel's ancestors, as far as they are needed: columns channel, checkpoint_id, parent_…, has_value, position.
+    """Each channel's ancestors, as far as they are needed.
 
     It follows parent links, never the order of ids, which is another where clocks differ. UNION drops a row that has
     come before, which ends a cycle.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
-from weakref import WeakKeyDictionary
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import URL
@@ -14,7 +13,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from sa_checkpoint import migrations
 from sa_checkpoint._base import BaseSQLAlchemySaver
-from sa_checkpoint._binds import async_bind
+from sa_checkpoint._binds import async_bind, running_loop
 from sa_checkpoint._execution import Operation
 from sa_checkpoint._urls import create_own_async_engine
 from sa_checkpoint.errors import MissingDriver, SyncCallOnEventLoop
@@ -25,8 +24,6 @@ except ImportError as error:  # SQLAlchemy 2.1 without greenlet
     raise MissingDriver(f'{error}. Install it with: pip install "sa-checkpoint[asyncio]"') from error
 
 T = TypeVar("T")
-
-_LOCKS: WeakKeyDictionary[Any, asyncio.Lock] = WeakKeyDictionary()
 
 
 class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
@@ -52,8 +49,7 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
     def __init__(self, bind: AsyncEngine | AsyncConnection, *, serde: SerializerProtocol | None = None) -> None:
         super().__init__(async_bind(bind), serde=serde)
         self._source = bind
-        self._turn = self._bind.lock(_LOCKS, asyncio.Lock) or nullcontext()
-        self._loop = _running_loop()
+        self._loop = running_loop()
 
     @classmethod
     @asynccontextmanager
@@ -86,18 +82,18 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
         It may be called at every start, by any number of processes and tasks at once. On an AsyncEngine it is one
         transaction; on an AsyncConnection it works in the caller's.
         """
-        async with self._turn:
+        async with self._bind.aturn():
             await migrations.aupgrade(self._source)
 
     async def _arun(self, operation: Operation[T]) -> T:
         self._loop = asyncio.get_running_loop()
-        async with self._turn:
+        async with self._bind.aturn():
             # What AsyncConnection.run_sync does, with checkout and commit inside: one switch instead of three.
             rows = await greenlet_spawn(self._execute, operation)
         return operation.decode(rows)
 
     def _run(self, operation: Operation[T]) -> T:
-        running = _running_loop()
+        running = running_loop()
         if self._loop is None or not self._loop.is_running():
             raise SyncCallOnEventLoop(
                 "AsyncSQLAlchemySaver has no running event loop to run this on: use its a… methods (`await "
@@ -110,10 +106,3 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
                 "call it from another thread (`await asyncio.to_thread(...)`)."
             )
         return asyncio.run_coroutine_threadsafe(self._arun(operation), self._loop).result()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

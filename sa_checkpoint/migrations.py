@@ -7,7 +7,7 @@ from the savers' `setup()`: in one transaction that also holds a lock, so any nu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from threading import Lock
@@ -18,7 +18,8 @@ from alembic.config import Config
 from sqlalchemy import BigInteger, Connection, Engine, func, literal, select
 from sqlalchemy.util import greenlet_spawn
 
-from sa_checkpoint._binds import async_bind
+from sa_checkpoint._binds import async_bind, running_loop
+from sa_checkpoint.errors import SyncCallOnEventLoop
 from sa_checkpoint.models import metadata
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _ADVISORY_LOCK = int.from_bytes(b"sa_check", "big")
 # Alembic keeps the migration that is under way in module globals, so a process can run only one at a time.
 _PROCESS_LOCK = Lock()
 _POLL_SECONDS = 0.01
+# The event loop that the lock's holder runs on, if it does.
+_holder: asyncio.AbstractEventLoop | None = None
 
 
 def script_location() -> Path:
@@ -63,7 +66,7 @@ def upgrade(bind: Engine | Connection, revision: str = "head") -> None:
             commit or roll back.
         revision: An Alembic revision of our lineage.
     """
-    with _PROCESS_LOCK:
+    with _exclusively():
         command.upgrade(alembic_config(bind), revision)
 
 
@@ -74,7 +77,7 @@ def downgrade(bind: Engine | Connection, revision: str) -> None:
         bind: As in `upgrade`.
         revision: An Alembic revision of our lineage.
     """
-    with _PROCESS_LOCK:
+    with _exclusively():
         command.downgrade(alembic_config(bind), revision)
 
 
@@ -87,18 +90,37 @@ async def aupgrade(bind: AsyncEngine | AsyncConnection, revision: str = "head") 
         revision: An Alembic revision of our lineage.
     """
     source = async_bind(bind).source
-    async with _exclusively():
+    async with _aexclusively():
         await greenlet_spawn(command.upgrade, alembic_config(source), revision)
 
 
-@asynccontextmanager
-async def _exclusively() -> AsyncIterator[None]:
-    """Hold the process's lock without blocking the event loop, on which its holder may have to go on."""
-    while not _PROCESS_LOCK.acquire(blocking=False):  # noqa: ASYNC110 (other threads hold it, too)
-        await asyncio.sleep(_POLL_SECONDS)
+@contextmanager
+def _exclusively() -> Iterator[None]:
+    """Hold the process's lock."""
+    if not _PROCESS_LOCK.acquire(blocking=False):
+        if _holder is not None and _holder is running_loop():
+            raise SyncCallOnEventLoop(
+                "A migration is under way on this event loop, and waiting for it here would stop it for ever: await "
+                "AsyncSQLAlchemySaver.setup() or migrations.aupgrade() instead, or call this in another thread."
+            )
+        _PROCESS_LOCK.acquire()
     try:
         yield
     finally:
+        _PROCESS_LOCK.release()
+
+
+@asynccontextmanager
+async def _aexclusively() -> AsyncIterator[None]:
+    """Hold the process's lock without blocking the event loop, on which its holder may have to go on."""
+    global _holder
+    while not _PROCESS_LOCK.acquire(blocking=False):  # noqa: ASYNC110 (other threads hold it, too)
+        await asyncio.sleep(_POLL_SECONDS)
+    _holder = asyncio.get_running_loop()
+    try:
+        yield
+    finally:
+        _holder = None
         _PROCESS_LOCK.release()
 
 
@@ -130,6 +152,15 @@ def _lock(connection: Connection) -> None:
         # writer: this one begins with the write lock. Some hosts have it begin otherwise, and then it has begun.
         if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def version_table_schema(connection: Connection) -> str | None:
+    """Where the version table is, if the host's `schema_translate_map` puts unqualified tables in a schema.
+
+    Alembic creates the table through the map, but looks for it without.
+    """
+    schemas: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
+    return schemas.get(None)
 
 
 def include_name(name: str | None, type_: str, parent_names: Any) -> bool:

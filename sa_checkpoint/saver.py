@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from threading import Lock
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
-from weakref import WeakKeyDictionary
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import URL, Connection, Engine
@@ -19,8 +17,6 @@ from sa_checkpoint._execution import Operation
 from sa_checkpoint._urls import create_own_engine
 
 T = TypeVar("T")
-
-_LOCKS: WeakKeyDictionary[Any, Lock] = WeakKeyDictionary()
 
 
 class SQLAlchemySaver(BaseSQLAlchemySaver):
@@ -43,7 +39,6 @@ class SQLAlchemySaver(BaseSQLAlchemySaver):
 
     def __init__(self, bind: Engine | Connection, *, serde: SerializerProtocol | None = None) -> None:
         super().__init__(sync_bind(bind), serde=serde)
-        self._turn = self._bind.lock(_LOCKS, Lock) or nullcontext()
 
     @classmethod
     @contextmanager
@@ -76,11 +71,11 @@ class SQLAlchemySaver(BaseSQLAlchemySaver):
         It may be called at every start, by any number of processes and threads at once. On an Engine it is one
         transaction; on a Connection it works in the caller's.
         """
-        with self._turn:
+        with self._bind.turn():
             migrations.upgrade(self._bind.source)
 
     def _run(self, operation: Operation[T]) -> T:
-        with self._turn:
+        with self._bind.turn():
             rows = self._execute(operation)
         return operation.decode(rows)
 

@@ -128,6 +128,20 @@ async def test_tasks_share_one_database_in_memory() -> None:
         assert len([found async for found in saver.alist(None)]) == 50
 
 
+async def test_tasks_share_one_connection_on_each_of_several_loops(tmp_path: Path) -> None:
+    """A lock of asyncio belongs to the loop that first waits for it."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/a.db", poolclass=StaticPool)
+    saver = AsyncSQLAlchemySaver(engine)
+
+    async def turn(name: str) -> int:
+        await saver.setup()
+        await asyncio.gather(*(saver.aput(config_of(name), checkpoint_of(), {}, {}) for _ in range(16)))
+        return len([found async for found in saver.alist(config_of(name))])
+
+    assert await asyncio.to_thread(lambda: [asyncio.run(turn("a")), asyncio.run(turn("b"))]) == [16, 16]
+    await engine.dispose()
+
+
 def test_our_own_sqlite_engine_uses_wal_and_waits_for_locks(tmp_path: Path) -> None:
     with SQLAlchemySaver.from_conn_string(f"sqlite:///{tmp_path}/a.db") as saver, saver._bind.connect() as connection:
         pragmas = {

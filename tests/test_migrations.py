@@ -22,6 +22,7 @@ from sqlalchemy import URL, Engine, create_engine, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sa_checkpoint import models
+from sa_checkpoint.errors import SyncCallOnEventLoop
 from sa_checkpoint.migrations import VERSION_TABLE, aupgrade, downgrade, script_location, upgrade
 from tests.backends import BACKENDS, Backend, Client, saver_on
 from tests.checkpoints import checkpoint_of, config_of
@@ -156,6 +157,20 @@ def test_on_a_callers_connection_the_transaction_stays_the_callers(alembic_engin
     assert tables(alembic_engine) == OUR_TABLES
 
 
+def test_the_hosts_schema_translate_map_is_followed_at_every_start(new_postgres: Callable[[], URL]) -> None:
+    engine = create_engine(new_postgres())
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA tenant"))
+    tenant = engine.execution_options(schema_translate_map={None: "tenant"})
+
+    upgrade(tenant)
+    upgrade(tenant)
+
+    assert set(inspect(engine).get_table_names(schema="tenant")) == OUR_TABLES
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
 @pytest.mark.parametrize("isolation_level", ["AUTOCOMMIT", "SERIALIZABLE"])
 def test_the_hosts_isolation_level_does_no_harm(url: URL, isolation_level: str) -> None:
     engine = create_engine(url, isolation_level=isolation_level)
@@ -224,6 +239,27 @@ async def test_several_tasks_upgrade_at_once(async_engine: AsyncEngine) -> None:
         await asyncio.gather(*(aupgrade(async_engine) for _ in range(4)))
     async with async_engine.connect() as connection:
         assert set(await connection.run_sync(lambda c: inspect(c).get_table_names())) == OUR_TABLES
+
+
+async def test_a_blocking_upgrade_on_the_loop_of_an_awaited_one_is_an_error_and_no_hang(
+    async_engine: AsyncEngine, tmp_path: Path
+) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/a.db")
+    errors: list[Exception] = []
+
+    async def block() -> None:
+        while not errors:
+            await asyncio.sleep(0)
+            try:
+                upgrade(engine)
+            except SyncCallOnEventLoop as error:
+                errors.append(error)
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(aupgrade(async_engine), block())
+    assert "await" in str(errors[0])
+    upgrade(engine)
+    engine.dispose()
 
 
 async def test_an_async_connections_transaction_stays_the_callers(async_engine: AsyncEngine) -> None:

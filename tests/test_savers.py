@@ -211,6 +211,21 @@ async def test_special_writes_alone_replace_and_touch_no_other(client: Client, t
     ]
 
 
+async def test_a_special_write_takes_no_place_among_the_ordinary_ones(client: Client, thread: str) -> None:
+    """A later INTERRUPT never overwrites write 0, nor the other way round."""
+    (saved,) = await put_chain(client, thread, 1)
+    await client.put_writes(saved, [(ERROR, "failed")], "task 1")
+    await client.put_writes(saved, [("a", 1)], "task 1")
+    await client.put_writes(saved, [("a", 1)], "task 2")
+    await client.put_writes(saved, [(INTERRUPT, "?")], "task 2")
+    assert (await client.load(saved)).pending_writes == [
+        ("task 1", ERROR, "failed"),
+        ("task 1", "a", 1),
+        ("task 2", INTERRUPT, "?"),
+        ("task 2", "a", 1),
+    ]
+
+
 async def test_one_batch_with_a_special_channel_twice_does_what_two_would(client: Client, thread: str) -> None:
     (saved,) = await put_chain(client, thread, 1)
     await client.put_writes(saved, [(INTERRUPT, "first"), (INTERRUPT, "second")], "replaced")
