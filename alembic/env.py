@@ -5,6 +5,7 @@ The URL is that of `alembic -x url=…`, else `$SA_CHECKPOINT_URL`, else `sqlite
 
 import asyncio
 import os
+import warnings
 from logging.config import fileConfig
 
 from alembic import context
@@ -28,6 +29,7 @@ def configure(**options: object) -> None:
         target_metadata=metadata,
         version_table=migrations.VERSION_TABLE,
         include_name=migrations.include_name,
+        include_object=migrations.include_object,
         **options,  # type: ignore[arg-type]
     )
 
@@ -39,7 +41,9 @@ def run_offline() -> None:
 
 
 def run_on(bind: Engine | Connection) -> None:
-    with migrations.transaction(bind) as connection:
+    with warnings.catch_warnings(), migrations.transaction(bind) as connection:
+        # Of our own index, which SQLAlchemy cannot see on SQLite.
+        warnings.filterwarnings("ignore", ".*expression-based index '?checkpoints_run_id_idx")
         configure(connection=connection, version_table_schema=migrations.version_table_schema(connection))
         with context.begin_transaction():
             context.run_migrations()

@@ -47,6 +47,10 @@ class SchemaOutOfDate(CheckpointerError):
     """A checkpoint table or column is missing, or older than this version of the code."""
 
 
+class SchemaMismatch(CheckpointerError):
+    """There are tables with the names of ours that are not checkpoint tables of LangGraph's."""
+
+
 # SQLSTATE: undefined_table, undefined_column
 # (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _POSTGRESQL_UNDEFINED = frozenset({"42P01", "42703"})

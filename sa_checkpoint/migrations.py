@@ -166,3 +166,8 @@ def version_table_schema(connection: Connection) -> str | None:
 def include_name(name: str | None, type_: str, parent_names: Any) -> bool:
     """For Alembic's `include_name`: of the tables in a database, only ours are compared with the models."""
     return type_ != "table" or name in metadata.tables
+
+
+def include_object(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+    """For Alembic's `include_object`: the indexes that langgraph-checkpoint-postgres has besides are not compared."""
+    return type_ != "index" or name in {index.name for table in metadata.tables.values() for index in table.indexes}

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, LargeBinary, MetaData, Text, text
+from sqlalchemy import JSON, Index, LargeBinary, MetaData, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 _JSON = JSON().with_variant(JSONB(), "postgresql")
 
@@ -66,5 +69,34 @@ class CheckpointWrite(Base):
     blob: Mapped[bytes] = mapped_column(LargeBinary)
     task_path: Mapped[str] = mapped_column(Text, server_default=text("''"))
 
+
+class _RunId(FunctionElement[str]):
+    """The `run_id` in a checkpoint's metadata, as text: what `delete_for_runs` looks for."""
+
+    type = Text()
+    name = "run_id"
+    inherit_cache = True
+
+
+@compiles(_RunId)
+def _compile_run_id(element: _RunId, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"({compiler.process(element.clauses, **kw)} ->> 'run_id')"
+
+
+@compiles(_RunId, "sqlite")
+def _compile_run_id_sqlite(element: _RunId, compiler: SQLCompiler, **kw: Any) -> str:
+    # SQLite knows ->> since 3.38 only.
+    return f"json_extract({compiler.process(element.clauses, **kw)}, '$.\"run_id\"')"
+
+
+_run_id = _RunId(Checkpoint.__table__.c.metadata)
+# A hash index takes text of any length, and is smaller than a B-tree. Most checkpoints have no run_id.
+RUN_ID_INDEX = Index(
+    "checkpoints_run_id_idx",
+    _run_id,
+    postgresql_using="hash",
+    postgresql_where=_run_id.is_not(None),
+    sqlite_where=_run_id.is_not(None),
+)
 
 metadata: MetaData = Base.metadata

@@ -127,6 +127,18 @@ class Client:
     async def delete_thread(self, thread_id: str) -> None:
         await self._call(self.saver, "delete_thread", thread_id)
 
+    async def delete_for_runs(self, run_ids: Any) -> None:
+        await self._call(self.saver, "delete_for_runs", run_ids)
+
+    async def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        await self._call(self.saver, "copy_thread", source_thread_id, target_thread_id)
+
+    async def prune(self, thread_ids: Any, **kwargs: Any) -> None:
+        await self._call(self.saver, "prune", thread_ids, **kwargs)
+
+    async def delta_history(self, config: RunnableConfig, channels: Sequence[str]) -> Any:
+        return await self._call(self.saver, "get_delta_channel_history", config=config, channels=channels)
+
     async def setup(self) -> None:
         if isinstance(self.saver, AsyncSQLAlchemySaver):
             await self.saver.setup()

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
-from sqlalchemy import Engine, event
 
 from tests.backends import Client
 from tests.checkpoints import checkpoint_of, config_of
-
-
-@contextmanager
-def statements_of(engine: Engine) -> Iterator[list[str]]:
-    """Collect what is sent to the driver, an executemany as one."""
-    found: list[str] = []
-
-    def collect(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        found.append(statement)
-
-    event.listen(engine, "before_cursor_execute", collect)
-    yield found
-    event.remove(engine, "before_cursor_execute", collect)
+from tests.rows import statements_of
 
 
 @pytest.fixture
@@ -33,29 +16,29 @@ def is_postgresql(client: Client) -> bool:
 
 async def test_each_operation_is_one_statement_on_postgresql(client: Client, thread: str, is_postgresql: bool) -> None:
     values = {"a": [1], "b": {"c": 2}, "d": "inline"}
-    with statements_of(client.sync_engine) as statements:
+    with statements_of(client) as statements:
         saved = await client.put(config_of(thread), checkpoint_of(values), {}, dict.fromkeys(values, "1"))
     assert len(statements) == (1 if is_postgresql else 2)
 
-    with statements_of(client.sync_engine) as statements:
+    with statements_of(client) as statements:
         await client.put(saved, checkpoint_of({"d": "inline"}), {}, {"d": "2"})
     assert len(statements) == 1
 
     for writes in ([("a", 1), ("b", 2), ("c", 3)], [("__error__", 1), ("__interrupt__", 2)]):
-        with statements_of(client.sync_engine) as statements:
+        with statements_of(client) as statements:
             await client.put_writes(saved, writes, "task")
         assert len(statements) == 1
 
     for config in (config_of(thread), saved):
-        with statements_of(client.sync_engine) as statements:
+        with statements_of(client) as statements:
             await client.get_tuple(config)
         assert len(statements) == 1
 
-    with statements_of(client.sync_engine) as statements:
+    with statements_of(client) as statements:
         assert len(await client.list(config_of(thread), filter={})) == 2
     assert len(statements) == 1
 
-    with statements_of(client.sync_engine) as statements:
+    with statements_of(client) as statements:
         await client.delete_thread(thread)
     assert len(statements) == (1 if is_postgresql else 3)
 
@@ -64,14 +47,14 @@ async def test_an_old_checkpoint_and_its_pending_sends_are_one_statement(client:
     parent = await client.put(config_of(thread), checkpoint_of(v=1), {}, {})
     await client.put_writes(parent, [("__pregel_tasks", "send")], "task")
     child = await client.put(parent, checkpoint_of(v=1), {}, {})
-    with statements_of(client.sync_engine) as statements:
+    with statements_of(client) as statements:
         found = await client.load(child)
     assert found.checkpoint["channel_values"] == {"__pregel_tasks": ["send"]}
     assert len(statements) == 1
 
 
 async def test_no_statement_for_no_writes(client: Client, thread: str) -> None:
-    with statements_of(client.sync_engine) as statements:
+    with statements_of(client) as statements:
         await client.put_writes(config_of(thread, "", "1"), [], "task")
         assert await client.list(config_of(thread), limit=0) == []
     assert statements == []
@@ -81,7 +64,7 @@ async def test_the_text_of_a_statement_does_not_depend_on_values_or_their_number
     texts = []
     for number in (1, 5):
         values = {f"channel {index} '\"%s:x": [index] for index in range(number)}
-        with statements_of(client.sync_engine) as statements:
+        with statements_of(client) as statements:
             saved = await client.put(
                 config_of(f"{thread} {number}"), checkpoint_of(values), {}, dict.fromkeys(values, "1")
             )
@@ -99,7 +82,7 @@ async def test_a_page_of_a_list_is_one_statement(client: Client, thread: str, mo
     for _ in range(10):
         config = await client.put(config, {**shared, "id": checkpoint_of()["id"]}, {}, {"big": "1"})
 
-    with statements_of(client.sync_engine) as statements:
+    with statements_of(client) as statements:
         found = await client.list(config_of(thread))
 
     assert [one.checkpoint["channel_values"] for one in found] == [{"big": ["x" * 100]}] * 10

@@ -1,13 +1,17 @@
-"""Create the checkpoints, checkpoint_blobs and checkpoint_writes tables.
+"""Create the checkpoints, checkpoint_blobs and checkpoint_writes tables, or adopt those that are there.
 
 Revision ID: sac_0001
 Revises:
 Create Date: 2026-11-22
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
+
+from sa_checkpoint import _adoption
 
 revision: str = "sac_0001"
 down_revision: str | None = None
@@ -17,44 +21,54 @@ depends_on: str | None = None
 _JSON = sa.JSON().with_variant(JSONB(), "postgresql")
 
 
+def definitions() -> dict[str, list[sa.Column[Any]]]:
+    return {
+        "checkpoints": [
+            sa.Column("thread_id", sa.Text, primary_key=True),
+            sa.Column("checkpoint_ns", sa.Text, primary_key=True, server_default=sa.text("''")),
+            sa.Column("checkpoint_id", sa.Text, primary_key=True),
+            sa.Column("parent_checkpoint_id", sa.Text),
+            sa.Column("type", sa.Text),
+            sa.Column("checkpoint", _JSON, nullable=False),
+            sa.Column("metadata", _JSON, server_default=sa.text("'{}'"), nullable=False),
+        ],
+        "checkpoint_blobs": [
+            sa.Column("thread_id", sa.Text, primary_key=True),
+            sa.Column("checkpoint_ns", sa.Text, primary_key=True, server_default=sa.text("''")),
+            sa.Column("channel", sa.Text, primary_key=True),
+            sa.Column("version", sa.Text, primary_key=True),
+            sa.Column("type", sa.Text, nullable=False),
+            sa.Column("blob", sa.LargeBinary),
+        ],
+        "checkpoint_writes": [
+            sa.Column("thread_id", sa.Text, primary_key=True),
+            sa.Column("checkpoint_ns", sa.Text, primary_key=True, server_default=sa.text("''")),
+            sa.Column("checkpoint_id", sa.Text, primary_key=True),
+            sa.Column("task_id", sa.Text, primary_key=True),
+            sa.Column("idx", sa.Integer, primary_key=True, autoincrement=False),
+            sa.Column("channel", sa.Text, nullable=False),
+            sa.Column("type", sa.Text),
+            sa.Column("blob", sa.LargeBinary, nullable=False),
+            sa.Column("task_path", sa.Text, server_default=sa.text("''"), nullable=False),
+        ],
+    }
+
+
 def upgrade() -> None:
-    op.create_table(
-        "checkpoints",
-        sa.Column("thread_id", sa.Text, nullable=False),
-        sa.Column("checkpoint_ns", sa.Text, server_default=sa.text("''"), nullable=False),
-        sa.Column("checkpoint_id", sa.Text, nullable=False),
-        sa.Column("parent_checkpoint_id", sa.Text),
-        sa.Column("type", sa.Text),
-        sa.Column("checkpoint", _JSON, nullable=False),
-        sa.Column("metadata", _JSON, server_default=sa.text("'{}'"), nullable=False),
-        sa.PrimaryKeyConstraint("thread_id", "checkpoint_ns", "checkpoint_id"),
-    )
-    op.create_table(
-        "checkpoint_blobs",
-        sa.Column("thread_id", sa.Text, nullable=False),
-        sa.Column("checkpoint_ns", sa.Text, server_default=sa.text("''"), nullable=False),
-        sa.Column("channel", sa.Text, nullable=False),
-        sa.Column("version", sa.Text, nullable=False),
-        sa.Column("type", sa.Text, nullable=False),
-        sa.Column("blob", sa.LargeBinary),
-        sa.PrimaryKeyConstraint("thread_id", "checkpoint_ns", "channel", "version"),
-    )
-    op.create_table(
-        "checkpoint_writes",
-        sa.Column("thread_id", sa.Text, nullable=False),
-        sa.Column("checkpoint_ns", sa.Text, server_default=sa.text("''"), nullable=False),
-        sa.Column("checkpoint_id", sa.Text, nullable=False),
-        sa.Column("task_id", sa.Text, nullable=False),
-        sa.Column("idx", sa.Integer, nullable=False),
-        sa.Column("channel", sa.Text, nullable=False),
-        sa.Column("type", sa.Text),
-        sa.Column("blob", sa.LargeBinary, nullable=False),
-        sa.Column("task_path", sa.Text, server_default=sa.text("''"), nullable=False),
-        sa.PrimaryKeyConstraint("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "idx"),
-    )
+    is_offline = op.get_context().as_sql
+    existing = set() if is_offline else _adoption.adopt(definitions())
+    for name, columns in definitions().items():
+        if name not in existing:
+            op.create_table(name, *columns)
 
 
 def downgrade() -> None:
-    op.drop_table("checkpoint_writes")
-    op.drop_table("checkpoint_blobs")
-    op.drop_table("checkpoints")
+    if op.get_context().as_sql:
+        raise RuntimeError(
+            "A script cannot tell which tables the upgrade created and which it adopted: run `alembic downgrade` "
+            "without --sql."
+        )
+    adopted = _adoption.adopted()
+    for name in reversed(definitions()):
+        if name not in adopted:
+            op.drop_table(name)

@@ -1,0 +1,42 @@
+"""Index checkpoints by the run that stored them.
+
+On a large table that is in use, build the index beforehand without blocking writes, and the upgrade takes it as it is:
+
+    CREATE INDEX CONCURRENTLY checkpoints_run_id_idx ON checkpoints
+    USING hash ((metadata ->> 'run_id')) WHERE (metadata ->> 'run_id') IS NOT NULL;
+
+Revision ID: sac_0002
+Revises: sac_0001
+Create Date: 2026-11-22
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: str = "sac_0002"
+down_revision: str | None = "sac_0001"
+branch_labels: tuple[str, ...] | None = None
+depends_on: str | None = None
+
+NAME = "checkpoints_run_id_idx"
+
+
+def upgrade() -> None:
+    if op.get_context().dialect.name == "sqlite":
+        run_id = """json_extract(metadata, '$."run_id"')"""
+    else:
+        run_id = "(metadata ->> 'run_id')"
+    present = sa.text(f"{run_id} IS NOT NULL")
+    op.create_index(
+        NAME,
+        "checkpoints",
+        [sa.text(run_id)],
+        postgresql_using="hash",
+        postgresql_where=present,
+        sqlite_where=present,
+        if_not_exists=True,
+    )
+
+
+def downgrade() -> None:
+    op.drop_index(NAME, "checkpoints", if_exists=True)

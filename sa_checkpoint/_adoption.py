@@ -1,0 +1,118 @@
+"""Taking over checkpoint tables that are there already, as langgraph-checkpoint-postgres sets them up.
+
+The first revision calls this. All is verified before anything is changed, and a note of what was adopted stays in a
+table of its own, so that a downgrade never drops what the upgrade did not create.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from alembic import op
+from sqlalchemy import Column, Connection, Inspector, MetaData, Table, Text, inspect, select, text
+
+from sa_checkpoint.errors import SchemaMismatch
+from sa_checkpoint.migrations import version_table_schema
+
+_LOG = logging.getLogger("alembic.sa_checkpoint")
+
+NOTE = "sa_checkpoint_adopted"
+
+
+def adopt(definitions: Mapping[str, Sequence[Column[Any]]]) -> set[str]:
+    """Verify those of the tables that exist, and add what older versions of them lack.
+
+    Added are the column `task_path` of checkpoint_writes, which langgraph-checkpoint-postgres has since its migration
+    9, and the permission of NULL for the blob of checkpoint_blobs, since its migration 4.
+
+    Args:
+        definitions: The columns of each table, as the revision would create it.
+
+    Returns:
+        The names of the tables that exist.
+
+    Raises:
+        SchemaMismatch: A table has another shape; nothing has been changed.
+    """
+    connection = op.get_bind()
+    inspector = inspect(connection)
+    schema = version_table_schema(connection)
+    tables = (Table(name, MetaData(), *columns) for name, columns in definitions.items())
+    existing = [table for table in tables if inspector.has_table(table.name, schema=schema)]
+    columns = {
+        table.name: {column["name"]: column for column in inspector.get_columns(table.name, schema=schema)}
+        for table in existing
+    }
+    differences = [
+        f"{table.name}: {difference}"
+        for table in existing
+        for difference in _differences(connection, inspector, table, columns[table.name], schema)
+    ]
+    if differences:
+        raise SchemaMismatch(
+            "There are tables of these names with another shape, so nothing was changed:\n"
+            + "\n".join(f"  - {difference}" for difference in differences)
+            + "\nRename or drop them, or put the checkpoint tables into another schema or database, and upgrade again."
+        )
+    for table in existing:
+        _complete(table, columns[table.name])
+        _LOG.info("Adopted the existing table %s with all its rows", table.name)
+    if existing:
+        note = op.create_table(NOTE, Column("table_name", Text, primary_key=True))
+        op.bulk_insert(note, [{"table_name": table.name} for table in existing])
+    return {table.name for table in existing}
+
+
+def adopted() -> set[str]:
+    """The tables that `adopt` found, which are not ours to drop; the note of it is dropped."""
+    connection = op.get_bind()
+    if not inspect(connection).has_table(NOTE, schema=version_table_schema(connection)):
+        return set()
+    note = Table(NOTE, MetaData(), Column("table_name", Text))
+    names = set(connection.scalars(select(note.c.table_name)))
+    op.drop_table(NOTE)
+    return names
+
+
+def _complete(table: Table, found: dict[str, Any]) -> None:
+    for column in table.columns:
+        if column.name not in found:  # task_path, by what _differences lets pass
+            op.add_column(table.name, Column(column.name, column.type, server_default=text("''"), nullable=False))
+            _LOG.info("Added the column %s to %s", column.name, table.name)
+        elif _may_become_nullable(column, found[column.name]):
+            op.alter_column(table.name, column.name, nullable=True, existing_type=column.type)
+            _LOG.info("Permitted NULL in the column %s of %s", column.name, table.name)
+
+
+def _may_be_missing(column: Column[Any]) -> bool:
+    return (column.table.name, column.name) == ("checkpoint_writes", "task_path")
+
+
+def _may_become_nullable(column: Column[Any], found: dict[str, Any]) -> bool:
+    is_blob = (column.table.name, column.name) == ("checkpoint_blobs", "blob")
+    return is_blob and not found["nullable"]
+
+
+def _differences(
+    connection: Connection, inspector: Inspector, table: Table, found: dict[str, Any], schema: str | None
+) -> Iterator[str]:
+    for column in table.columns:
+        if column.name not in found:
+            if not _may_be_missing(column):
+                yield f"there is no column {column.name}"
+            continue
+        there = found[column.name]
+        expected, actual = (type_.compile(connection.dialect) for type_ in (column.type, there["type"]))
+        if expected != actual:
+            yield f"{column.name} is {actual} instead of {expected}"
+        if bool(there["nullable"]) != bool(column.nullable) and not _may_become_nullable(column, there):
+            yield f"{column.name} {'permits' if there['nullable'] else 'does not permit'} NULL"
+    for name, there in found.items():
+        if name not in table.columns and not there["nullable"] and there["default"] is None:
+            yield f"the column {name} needs a value that sa_checkpoint does not know"
+    key = inspector.get_pk_constraint(table.name, schema=schema)["constrained_columns"]
+    expected_key = [column.name for column in table.primary_key.columns]
+    if key != expected_key:
+        yield f"the primary key is ({', '.join(key)}) instead of ({', '.join(expected_key)})"

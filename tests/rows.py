@@ -1,0 +1,55 @@
+"""Direct looks into the database, past the savers, over a sync driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, event, select
+
+from sa_checkpoint import models
+from tests.backends import Client
+
+TABLES = models.metadata.tables
+
+
+@contextmanager
+def connection_of(client: Client) -> Iterator[Connection]:
+    """A connection of the test's own to the client's database."""
+    sync_driver = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}[client.backend.dialect]
+    engine = create_engine(client.sync_engine.url.set(drivername=sync_driver))
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def keys_of(client: Client, *threads: str) -> dict[str, set[tuple[Any, ...]]]:
+    """The primary keys of all rows of some threads, without the thread, by table."""
+    with connection_of(client) as connection:
+        return {
+            name: {
+                tuple(row)
+                for row in connection.execute(
+                    select(*table.primary_key.columns[1:]).where(table.c.thread_id.in_(threads))
+                )
+            }
+            for name, table in TABLES.items()
+        }
+
+
+@contextmanager
+def statements_of(client: Client) -> Iterator[list[str]]:
+    """Collect what is sent to the driver, an executemany as one."""
+    found: list[str] = []
+
+    def collect(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        found.append(statement)
+
+    event.listen(client.sync_engine, "before_cursor_execute", collect)
+    try:
+        yield found
+    finally:
+        event.remove(client.sync_engine, "before_cursor_execute", collect)

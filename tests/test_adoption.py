@@ -1,0 +1,169 @@
+"""Tables that are there already: adopted in place if they are checkpoint tables, and else left as they are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.postgres import PostgresSaver
+from langgraph.checkpoint.postgres.base import MIGRATIONS
+from sqlalchemy import URL, Engine, create_engine, inspect, text
+
+from sa_checkpoint import SQLAlchemySaver
+from sa_checkpoint.errors import SchemaMismatch
+from sa_checkpoint.migrations import downgrade, upgrade
+from tests.backends import BACKENDS, Backend
+from tests.checkpoints import checkpoint_of, config_of
+
+DIALECTS = [backend for backend in BACKENDS if backend.id in ("sqlite", "psycopg")]
+
+
+@pytest.fixture
+def postgres(new_postgres: Callable[[], URL]) -> Iterator[Engine]:
+    engine = create_engine(new_postgres())
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(params=DIALECTS, ids=lambda backend: backend.dialect)
+def engine(request: pytest.FixtureRequest, new_url: Callable[[Backend], URL]) -> Iterator[Engine]:
+    """An empty database: SQLite, PostgreSQL."""
+    engine = create_engine(new_url(request.param))
+    yield engine
+    engine.dispose()
+
+
+def execute(engine: Engine, *statements: str) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def rows(engine: Engine) -> dict[str, list[Any]]:
+    with engine.connect() as connection:
+        return {
+            table: sorted(connection.execute(text(f"SELECT * FROM {table}")).mappings().all(), key=str)
+            for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+        }
+
+
+def their_tables(engine: Engine, version: int) -> None:
+    """The tables as langgraph-checkpoint-postgres has them at a version of its migrations, with some rows."""
+    execute(engine, *MIGRATIONS[: version + 1])
+    execute(engine, *(f"INSERT INTO checkpoint_migrations VALUES ({number})" for number in range(version + 1)))
+    execute(
+        engine,
+        """INSERT INTO checkpoints (thread_id, checkpoint_id, checkpoint, metadata)
+        VALUES ('t', '1', '{"v": 4, "id": "1", "channel_values": {"a": "x"}, "channel_versions": {"a": "1", "b": "1"}}',
+        '{"step": 1}')""",
+        """INSERT INTO checkpoint_blobs (thread_id, channel, version, type, blob)
+        VALUES ('t', 'b', '1', 'msgpack', '\\x91c3')""",
+        """INSERT INTO checkpoint_writes (thread_id, checkpoint_id, task_id, idx, channel, type, blob)
+        VALUES ('t', '1', 'task', 0, 'a', 'null', '')""",
+    )
+
+
+@pytest.mark.parametrize("version", range(4, 10))
+def test_their_tables_are_adopted_with_every_row(
+    postgres: Engine, version: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    their_tables(postgres, version)
+    before = rows(postgres)
+
+    with caplog.at_level(logging.INFO, logger="alembic.sa_checkpoint"):
+        upgrade(postgres)
+
+    added = {"task_path": ""} if version < 9 else {}
+    assert rows(postgres) == {
+        **before,
+        "checkpoint_writes": [{**row, **added} for row in before["checkpoint_writes"]],
+    }
+    assert "Adopted the existing table checkpoints with all its rows" in caplog.text
+    assert ("Added the column task_path" in caplog.text) is (version < 9)
+    found = SQLAlchemySaver(postgres).get_tuple(config_of("t"))
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"a": "x", "b": [True]}
+    assert found.pending_writes == [("task", "a", None)]
+
+
+def test_both_savers_go_on_after_the_adoption(postgres: Engine) -> None:
+    dsn = postgres.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    their_tables(postgres, 8)
+    ours = SQLAlchemySaver(postgres)
+    ours.setup()
+    with PostgresSaver.from_conn_string(dsn) as theirs:
+        theirs.setup()  # brings its own bookkeeping up to date
+        saved = theirs.put(config_of("t", "", "1"), checkpoint_of({"a": [2]}), {}, {"a": "1"})
+        assert ours.get_tuple(saved) == theirs.get_tuple(saved)
+    ours.setup()
+
+
+def test_a_downgrade_does_not_drop_what_was_adopted(postgres: Engine) -> None:
+    their_tables(postgres, 9)
+    before = rows(postgres)
+    upgrade(postgres)
+    downgrade(postgres, "base")
+    assert rows(postgres) == before
+    assert not inspect(postgres).has_table("sa_checkpoint_adopted")
+    assert "checkpoints_run_id_idx" not in {index["name"] for index in inspect(postgres).get_indexes("checkpoints")}
+    upgrade(postgres)
+    assert rows(postgres) == before
+
+
+def test_a_table_that_is_missing_is_created_and_goes_again(postgres: Engine) -> None:
+    execute(postgres, *MIGRATIONS[:2])
+    upgrade(postgres)
+    assert {"checkpoints", "checkpoint_blobs", "checkpoint_writes"} <= set(inspect(postgres).get_table_names())
+    downgrade(postgres, "base")
+    assert set(inspect(postgres).get_table_names()) == {
+        "checkpoints",
+        "checkpoint_migrations",
+        "sa_checkpoint_alembic_version",
+    }
+
+
+def test_tables_of_another_shape_stop_the_upgrade_with_every_difference(engine: Engine) -> None:
+    blob = "BYTEA" if engine.dialect.name == "postgresql" else "BLOB"
+    execute(
+        engine,
+        "CREATE TABLE checkpoints (thread_id TEXT NOT NULL, checkpoint_id INTEGER NOT NULL, type TEXT NOT NULL, "
+        f"owner TEXT NOT NULL, checkpoint {blob} NOT NULL, metadata TEXT, PRIMARY KEY (thread_id, checkpoint_id))",
+        "INSERT INTO checkpoints VALUES ('t', 1, '', '', '', '')",
+    )
+    with pytest.raises(SchemaMismatch) as raised:
+        upgrade(engine)
+
+    message = str(raised.value)
+    json = "JSONB" if engine.dialect.name == "postgresql" else "JSON"
+    for difference in (
+        "checkpoints: there is no column checkpoint_ns",
+        "checkpoints: checkpoint_id is INTEGER instead of TEXT",
+        "checkpoints: there is no column parent_checkpoint_id",
+        "checkpoints: type does not permit NULL",
+        f"checkpoints: checkpoint is {blob} instead of {json}",
+        f"checkpoints: metadata is TEXT instead of {json}",
+        "checkpoints: metadata permits NULL",
+        "checkpoints: the column owner needs a value",
+        "checkpoints: the primary key is (thread_id, checkpoint_id) instead of",
+    ):
+        assert difference in message
+    assert "nothing was changed" in message and "upgrade again" in message
+    assert inspect(engine).get_table_names() == ["checkpoints"]
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM checkpoints")) == 1
+
+
+def test_the_tables_of_langgraphs_sqlite_saver_are_left_as_they_are(new_url: Callable[[Backend], URL]) -> None:
+    engine = create_engine(new_url(BACKENDS[0]))
+    execute(
+        engine,
+        "CREATE TABLE checkpoints (thread_id TEXT NOT NULL, checkpoint_ns TEXT NOT NULL DEFAULT '', "
+        "checkpoint_id TEXT NOT NULL, parent_checkpoint_id TEXT, type TEXT, checkpoint BLOB, metadata BLOB, "
+        "PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id))",
+    )
+    with pytest.raises(SchemaMismatch, match="checkpoint is BLOB instead of JSON"):
+        SQLAlchemySaver(engine).setup()
+    assert inspect(engine).get_table_names() == ["checkpoints"]
+    engine.dispose()
