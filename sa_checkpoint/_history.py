@@ -38,15 +38,15 @@ def get_delta_channel_history(
 
 def _history(serde: SerializerProtocol, rows: Sequence[Row[Any]]) -> DeltaChannelHistory:
     """The history of one channel from its own rows."""
-    writes: dict[str, list[Row[Any]]] = {}
+    writes: dict[str, dict[tuple[str, str, int], Row[Any]]] = {}
     for row in rows:
         if row.kind == RowKind.WRITE:
-            writes.setdefault(row.checkpoint_id, []).append(row)
+            # By a key, because the path comes by the first step of a cycle twice.
+            key = writes_sort_key(row.task_path, row.task_id, row.idx)
+            writes.setdefault(row.checkpoint_id, {})[key] = row
     history: DeltaChannelHistory = {"writes": []}
     for step in _oldest_first([row for row in rows if row.kind == RowKind.ANCESTOR]):
-        for row in sorted(
-            writes.get(step.checkpoint_id, ()), key=lambda row: writes_sort_key(row.task_path, row.task_id, row.idx)
-        ):
+        for _, row in sorted(writes.get(step.checkpoint_id, {}).items()):
             history["writes"].append((row.task_id, row.channel, _codec.load_value(serde, row.type, row.blob)))
         if step.idx:
             history["seed"] = _seed(serde, step, [row for row in rows if row.kind == RowKind.BLOB])

@@ -28,6 +28,8 @@ from sa_checkpoint._filters import sqlite_contains
 from sa_checkpoint._statements import Call, Parameters, ReadShape, Statements, text_parameter
 from sa_checkpoint._tables import Tables
 
+_EMPTY_OBJECT: ColumnElement[Any] = literal_column("'{}'")
+
 
 def _upsert(statement: sqlite.Insert, table: Table, columns: Sequence[str]) -> Executable:
     return statement.on_conflict_do_update(
@@ -93,8 +95,8 @@ class SQLiteStatements(Statements):
         return func.json_extract(column, literal_column(f"'${path}'"), type_=Text())
 
     def entries(self, column: ColumnElement[Any], *fields: str) -> FromClause:
-        merged: ColumnElement[Any] = literal_column("'{}'")
-        for field in fields:
-            found = func.json_extract(column, literal_column(f"'$.{field}'"))
-            merged = func.json_patch(merged, func.coalesce(found, literal_column("'{}'")))
+        first, *others = (func.json_extract(column, literal_column(f"'$.{field}'")) for field in fields)
+        merged: ColumnElement[Any] = func.coalesce(first, _EMPTY_OBJECT)
+        for other in others:
+            merged = func.json_patch(merged, func.coalesce(other, _EMPTY_OBJECT))
         return func.json_each(merged).table_valued("key", "value", joins_implicitly=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED
 from sa_checkpoint import _operations
 from tests.backends import Client
 from tests.checkpoints import checkpoint_of, config_of
+from tests.rows import TABLES, connection_of
 
 
 async def put_chain(client: Client, thread: str, number: int, ns: str = "", **metadata: Any) -> list[Any]:
@@ -324,6 +326,40 @@ async def test_conditions_of_a_list_combine(client: Client, thread: str) -> None
     assert await listed(root[2], filter={"step": 3}) == []
     assert await listed(config_of(thread), before=config_of(thread)) == root[::-1]
     assert await listed(None, filter={"kind": "root", "step": 5}, before=child[0])
+
+
+async def test_listing_ten_thousand_checkpoints_keeps_about_one_page_alive(client: Client, thread: str) -> None:
+    """Each has 10 KB of its own, so that all of them would be 100 MB."""
+    tag, blob = client.saver.serde.dumps_typed("x" * 10_000)
+    with connection_of(client) as connection:
+        for start in range(0, 10_000, 1000):
+            ids = [f"{number:05}" for number in range(start, start + 1000)]
+            connection.execute(
+                TABLES["checkpoints"].insert(),
+                [
+                    {
+                        "thread_id": thread,
+                        "checkpoint_id": id,
+                        "checkpoint": {"v": 4, "id": id, "channel_versions": {"a": id}},
+                        "metadata": {},
+                    }
+                    for id in ids
+                ],
+            )
+            connection.execute(
+                TABLES["checkpoint_blobs"].insert(),
+                [{"thread_id": thread, "channel": "a", "version": id, "type": tag, "blob": blob} for id in ids],
+            )
+    number = 0
+    tracemalloc.start()
+    try:
+        async for found in client.iterate(config_of(thread)):
+            number += len(found.checkpoint["channel_values"]["a"]) // 10_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert number == 10_000
+    assert peak < 15_000_000
 
 
 METADATA: dict[str, Any] = {
