@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import product
 from typing import Any
 
 import pytest
@@ -326,6 +327,42 @@ async def test_conditions_of_a_list_combine(client: Client, thread: str) -> None
     assert await listed(root[2], filter={"step": 3}) == []
     assert await listed(config_of(thread), before=config_of(thread)) == root[::-1]
     assert await listed(None, filter={"kind": "root", "step": 5}, before=child[0])
+
+
+async def test_every_combination_of_conditions_lists_what_python_would_choose(
+    client: Client, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_operations, "PAGE_SIZE", 3)
+    stored = []
+    for name, ns, number in product((thread, thread + "x"), ("", "child"), range(4)):
+        metadata = {"of": thread, "even": number % 2 == 0, "number": number}
+        await client.put(config_of(name, ns), checkpoint_of(id=f"{thread} {number}"), metadata, {})
+        stored.append((f"{thread} {number}", name, ns, metadata))
+    stored.sort(key=lambda key: key[:3], reverse=True)
+
+    filters: tuple[dict[str, Any], ...] = ({}, {"even": True}, {"even": False, "number": 1})
+    choices = product((None, thread), (None, "", "child"), (None, 1), (None, 2), filters, (None, 1, 4))
+    for chosen, ns, id, before, conditions, limit in choices:
+        expected = [
+            (found_id, found_name, found_ns)
+            for found_id, found_name, found_ns, metadata in stored
+            if (chosen is None or found_name == chosen)
+            and (chosen is None or ns is None or found_ns == ns)
+            and (chosen is None or id is None or found_id == f"{thread} {id}")
+            and (before is None or found_id < f"{thread} {before}")
+            and conditions.items() <= metadata.items()
+        ][:limit]
+        configurable = {"thread_id": chosen, "checkpoint_ns": ns, "checkpoint_id": id and f"{thread} {id}"}
+        found = await client.list(
+            {"configurable": {key: value for key, value in configurable.items() if value is not None}}
+            if name
+            else None,
+            filter={"of": thread, **conditions},
+            before=before and config_of(thread, "", f"{thread} {before}"),
+            limit=limit,
+        )
+        keys = [one.config["configurable"] for one in found]
+        assert [(key["checkpoint_id"], key["thread_id"], key["checkpoint_ns"]) for key in keys] == expected
 
 
 async def test_listing_ten_thousand_checkpoints_keeps_about_one_page_alive(client: Client, thread: str) -> None:
