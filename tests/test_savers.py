@@ -355,7 +355,7 @@ async def test_every_combination_of_conditions_lists_what_python_would_choose(
         configurable = {"thread_id": chosen, "checkpoint_ns": ns, "checkpoint_id": id and f"{thread} {id}"}
         found = await client.list(
             {"configurable": {key: value for key, value in configurable.items() if value is not None}}
-            if name
+            if chosen
             else None,
             filter={"of": thread, **conditions},
             before=before and config_of(thread, "", f"{thread} {before}"),
