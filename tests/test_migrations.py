@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from pytest_alembic.tests import (  # noqa: F401 (pytest collects them)
     test_model_definitions_match_ddl,
     test_single_head_revision,
@@ -24,10 +25,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sa_checkpoint import models
 from sa_checkpoint.errors import SyncCallOnEventLoop
 from sa_checkpoint.migrations import VERSION_TABLE, aupgrade, downgrade, script_location, upgrade
+from sa_checkpoint.migrations import alembic_config as our_config
 from tests.backends import BACKENDS, Backend, Client, saver_on
 from tests.checkpoints import checkpoint_of, config_of
 
 ROOT = Path(__file__).parent.parent
+HEAD = ScriptDirectory.from_config(our_config()).get_current_head()
 OUR_TABLES = {*models.metadata.tables, VERSION_TABLE}
 SYNC = [backend for backend in BACKENDS if not backend.is_async and backend.id != "psycopg2"]
 
@@ -76,7 +79,7 @@ def test_the_command_upgrades_checks_and_downgrades(url: URL, alembic_engine: En
     assert tables(alembic_engine) == OUR_TABLES
     check = run_alembic(*at, "check")
     assert check.returncode == 0, check.stdout + check.stderr
-    assert "sac_0001 (head)" in run_alembic(*at, "current").stdout
+    assert f"{HEAD} (head)" in run_alembic(*at, "current").stdout
 
     assert run_alembic(*at, "downgrade", "base").returncode == 0
     assert tables(alembic_engine) == {VERSION_TABLE}
@@ -142,7 +145,7 @@ def test_the_host_keeps_its_own_version_table(alembic_engine: Engine) -> None:
 
     with alembic_engine.connect() as connection:
         assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == ["host_0042"]
-        assert connection.scalars(text(f"SELECT version_num FROM {VERSION_TABLE}")).all() == ["sac_0001"]
+        assert connection.scalars(text(f"SELECT version_num FROM {VERSION_TABLE}")).all() == [HEAD]
 
 
 def test_on_a_callers_connection_the_transaction_stays_the_callers(alembic_engine: Engine) -> None:

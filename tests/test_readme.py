@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from docs.examples.quickstart import ScriptedModel
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver, migrations
+from tests.checkpoints import checkpoint_of
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -26,7 +27,8 @@ def blocks(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-SIX_WAYS = README[README.index("## Coming from") : README.index("## What is supported")]
+SIX_WAYS = README[README.index("## Coming from") : README.index("### Keep your rows")]
+(ENCRYPTION,) = blocks(README[README.index("## Encryption") :])
 OURS = [block for block in blocks(SIX_WAYS) if "SQLAlchemySaver" in block]
 FIRST_USE = blocks(README[: README.index("## Coming from")])
 
@@ -83,6 +85,18 @@ async def test_the_first_use_works_after_the_upgrade(names: dict[str, Any]) -> N
         found = SQLAlchemySaver(application).get({"configurable": {"thread_id": thread_id}})
         assert found is not None
         assert found["channel_values"]["question"] == "sunny?"
+
+
+async def test_the_encrypting_saver_encrypts(names: dict[str, Any]) -> None:
+    migrations.upgrade(names["engine"])
+    names["key"] = b"0123456789abcdef"
+    await run(ENCRYPTION, names)
+    config: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+    saved = names["saver"].put(config, checkpoint_of({"a": "secret"}), {"open": "metadata"}, {"a": "1"})
+    assert names["saver"].get(saved)["channel_values"] == {"a": "secret"}
+    with names["engine"].connect() as connection:
+        stored = connection.exec_driver_sql("SELECT c, b FROM checkpoints c, checkpoint_blobs b").all()
+    assert "secret" not in str(stored)
 
 
 @pytest.mark.parametrize("number", range(6))
