@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -89,8 +89,28 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
         self._loop = asyncio.get_running_loop()
         async with self._bind.aturn():
             # What AsyncConnection.run_sync does, with checkout and commit inside: one switch instead of three.
-            rows = await greenlet_spawn(self._execute, operation)
-        return operation.decode(rows)
+            result = await self._finished(greenlet_spawn(self._execute, operation))
+        return operation.decode(result)
+
+    async def _finished(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Await work on a connection, and if this is cancelled, wait until the connection has been given back.
+
+        The work is cancelled, too, but only once: a second time would interrupt its rollback. aiosqlite's is let
+        finish: its statements run in a thread that knows nothing of it, and SQLAlchemy would abandon a connection that
+        holds SQLite's write lock.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if self._bind.source.dialect.name != "sqlite":
+                task.cancel()
+            while not task.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # marked as retrieved: the caller asked for the end, and gets it
+            raise
 
     def _run(self, operation: Operation[T]) -> T:
         running = running_loop()
