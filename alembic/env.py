@@ -4,7 +4,6 @@ The URL is that of `alembic -x url=…`, else `$SA_CHECKPOINT_URL`, else `sqlite
 """
 
 import asyncio
-import os
 import warnings
 from logging.config import fileConfig
 
@@ -16,12 +15,11 @@ from sa_checkpoint import _urls, migrations
 from sa_checkpoint.models import metadata
 
 config = context.config
-DEFAULT_URL = "sqlite:///checkpoints.db"
 
 
 def database_url() -> URL:
     given = context.get_x_argument(as_dictionary=True).get("url")
-    return _urls.parse_url(given or os.environ.get("SA_CHECKPOINT_URL") or DEFAULT_URL)
+    return _urls.parse_url(given or _urls.default_url())
 
 
 def configure(**options: object) -> None:

@@ -27,3 +27,12 @@ def __getattr__(name: str) -> Any:
     if name not in _SAVERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_SAVERS[name]), name)
+
+
+def _server_checkpointer() -> Any:
+    return import_module("sa_checkpoint.server").checkpointer()
+
+
+# "sa_checkpoint.server:checkpointer" in langgraph.json: langgraph-api 0.16 splits such a path at its last dot, imports
+# this package, and looks for the rest in its __dict__ (langgraph_api/_checkpointer/_adapter.py).
+globals()["server:checkpointer"] = _server_checkpointer

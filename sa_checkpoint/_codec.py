@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -33,6 +34,8 @@ EMPTY = "empty"
 BLOB_VERSIONS = "sa_checkpoint_blob_versions"
 # The type of a string with surrogates that JSON would join to one character.
 _SURROGATES = "sa_checkpoint_surrogates"
+# In JSON text, a float with an exponent, or a string that looks like one.
+_EXPONENT = re.compile(r"\de[+-]?\d")
 # What langgraph-checkpoint-postgres leaves inline.
 _MAYBE_INLINE = (str, int, float, bool, type(None))
 
@@ -258,6 +261,11 @@ def encode_values(
         encoded.blobs.append({**row, "version": encoded.blob_versions[channel]})
         if channel in texts:
             encoded.blobs.append({**row, "version": texts[channel]})
+    for channel, version in versions.items():
+        if channel not in values and not isinstance(version, str):
+            encoded.blob_versions[channel] = None  # empty here, whatever another fork has at this version
+    # In one order for all, so that two transactions that store the same blobs do not wait for each other.
+    encoded.blobs.sort(key=lambda row: (row["channel"], row["version"]))
     return encoded
 
 
@@ -283,12 +291,28 @@ def dump_json(what: str, value: Mapping[str, Any]) -> str:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidValue(f"{_offender(what, value)}: {error}") from error
+    if _EXPONENT.search(text):
+        text = _dump_without_exponents(value)
     # A NUL is written as an escape, and so is the harmless text backslash-u0000: the slow look tells them apart.
     if ("\\u0000" in text or not is_storable_text(text)) and (offender := _unstorable(what, value)):
         raise InvalidValue(
             f"{offender} has a NUL character or a lone surrogate, which JSON columns cannot hold: remove it."
         )
     return text
+
+
+def _dump_without_exponents(value: Any) -> str:
+    """JSON text with all digits of every float: PostgreSQL prints 1e23 without a point, and it would be an int."""
+    if isinstance(value, float):
+        digits = format(Decimal(repr(float(value))), "f")
+        return digits if "." in digits else f"{digits}.0"
+    if isinstance(value, Mapping):
+        # A key that is no string becomes the one that json.dumps makes of it.
+        items = ((json.dumps({key: 0}, ensure_ascii=False)[1:-4], item) for key, item in value.items())
+        return "{" + ",".join(f"{key}:{_dump_without_exponents(item)}" for key, item in items) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_dump_without_exponents, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def load_json(text: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from sa_checkpoint._execution import Operation, Transaction
 from sa_checkpoint._statements import Call
 from sa_checkpoint.errors import InvalidValue, ThreadExists
 
-STRATEGIES = ("keep_latest", "delete")
+# "delete_all" is what LangGraph's server says for "delete" (langgraph_grpc_common, prune_strategy_from_proto).
+STRATEGIES = ("keep_latest", "delete", "delete_all")
 
 Key = tuple[str, str]
 """A checkpoint of a thread: its namespace and its id."""
@@ -109,12 +110,12 @@ def _delete(transaction: Transaction, thread_id: str, doomed: Sequence[Key], dea
 def check_strategy(strategy: str) -> None:
     """Raise ValueError for a strategy of prune that does not exist."""
     if strategy not in STRATEGIES:
-        raise InvalidValue(f"Unknown prune strategy {strategy!r}: use one of {', '.join(map(repr, STRATEGIES))}.")
+        raise InvalidValue(f"Unknown prune strategy {strategy!r}: use 'keep_latest' or 'delete'.")
 
 
 def prune_thread(thread_id: str, strategy: str) -> Operation[None]:
     """Delete all of a thread, or all that its latest checkpoints do not need."""
-    if strategy == "delete":
+    if strategy != "keep_latest":
         return _operations.delete_thread(thread_id)
 
     def work(transaction: Transaction) -> None:

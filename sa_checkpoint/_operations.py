@@ -123,7 +123,8 @@ def put_writes(
             rows[idx] = row
     if not rows:
         return executing(lambda _statements: [], None)
-    batch = list(rows.values())
+    # In one order for all, so that two transactions that store the same writes do not wait for each other.
+    batch = [rows[idx] for idx in sorted(rows)]
     return executing(lambda statements: statements.put_writes(task, batch, replace=replaces), None)
 
 

@@ -7,6 +7,7 @@ own engine is taken as it is.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,11 @@ _EXTRAS = {
 }
 
 SQLITE_BUSY_TIMEOUT_MS = 30_000
+
+
+def default_url() -> str:
+    """The database where none is named: `$SA_CHECKPOINT_URL`, else a SQLite file in the current folder."""
+    return os.environ.get("SA_CHECKPOINT_URL") or "sqlite:///checkpoints.db"
 
 
 def parse_url(url: str | URL, drivers: dict[str, str] = _SYNC_DRIVERS) -> URL:

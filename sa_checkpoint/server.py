@@ -1,14 +1,15 @@
-"""The checkpointer of LangGraph's server, in `langgraph.json`: `{"path": "sa_checkpoint.server.checkpointer"}`."""
+"""The checkpointer of LangGraph's server.
+
+In langgraph.json: `"checkpointer": {"path": "sa_checkpoint.server:checkpointer"}`. A dot does for the colon, too.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from sa_checkpoint._urls import default_url
 from sa_checkpoint.aio import AsyncSQLAlchemySaver
-
-DEFAULT_URL = "sqlite:///checkpoints.db"
 
 
 @asynccontextmanager
@@ -26,6 +27,6 @@ async def checkpointer() -> AsyncIterator[AsyncSQLAlchemySaver]:
         InvalidBind: Its driver has no async mode.
         MissingDriver: Its driver, or greenlet, is not installed.
     """
-    async with AsyncSQLAlchemySaver.from_conn_string(os.environ.get("SA_CHECKPOINT_URL") or DEFAULT_URL) as saver:
+    async with AsyncSQLAlchemySaver.from_conn_string(default_url()) as saver:
         await saver.setup()
         yield saver

@@ -274,7 +274,7 @@ async def test_what_is_no_sequence_of_ids_or_no_strategy_is_refused(client: Clie
         await client.prune(thread)
     with pytest.raises(TypeError, match="must be a sequence"):
         await client.delete_for_runs(thread)
-    with pytest.raises(ValueError, match="'keep_latest', 'delete'"):
+    with pytest.raises(ValueError, match="'keep_latest' or 'delete'"):
         await client.prune([thread], strategy="keep_all")
     await client.prune([])
     await client.delete_for_runs([])

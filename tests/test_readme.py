@@ -95,7 +95,9 @@ async def test_the_encrypting_saver_encrypts(names: dict[str, Any]) -> None:
     saved = names["saver"].put(config, checkpoint_of({"a": "secret"}), {"open": "metadata"}, {"a": "1"})
     assert names["saver"].get(saved)["channel_values"] == {"a": "secret"}
     with names["engine"].connect() as connection:
-        stored = connection.exec_driver_sql("SELECT c.checkpoint::text, b.blob FROM checkpoints c, checkpoint_blobs b").all()
+        stored = connection.exec_driver_sql(
+            "SELECT c.checkpoint::text, b.blob FROM checkpoints c, checkpoint_blobs b"
+        ).all()
     assert "secret" not in str(stored)
 
 
