@@ -1,7 +1,6 @@
-"""Values to columns and back: what the serde makes of them, what is stored inline in JSON, and the JSON text itself.
+"""Values to columns and back: what the serde makes of them, which stay inline in JSON, and where the others are found.
 
-Everything here is plain computation, done before a connection is checked out or after it was given back. JSON crosses
-to the database as text made here, since a host's `json_serializer` reaches the drivers and would change it.
+Everything here is plain computation, done before a connection is checked out or after it was given back.
 """
 
 from __future__ import annotations
@@ -9,20 +8,19 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from hashlib import sha256
 from typing import Any, TypeGuard
-from uuid import UUID
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from sa_checkpoint.errors import InvalidConfig, InvalidValue
+from sa_checkpoint._text import has_lone_surrogate, identifier, is_storable_text
+from sa_checkpoint.errors import InvalidValue
 
 # Longer strings become blobs, which are stored once per version and not again in every checkpoint that carries them.
 MAX_INLINE_STRING = 1024
@@ -34,48 +32,8 @@ EMPTY = "empty"
 BLOB_VERSIONS = "sa_checkpoint_blob_versions"
 # The type of a string with surrogates that JSON would join to one character.
 _SURROGATES = "sa_checkpoint_surrogates"
-# In JSON text, a float with an exponent, or a string that looks like one.
-_EXPONENT = re.compile(r"\de[+-]?\d")
 # What langgraph-checkpoint-postgres leaves inline.
 _MAYBE_INLINE = (str, int, float, bool, type(None))
-
-
-def identifier(name: str, value: Any) -> str:
-    """An identifier as its column holds it: text that every database keeps byte for byte.
-
-    Args:
-        name: What it is called in the config, for the error.
-        value: A `str`; an `int` or `UUID` is taken as its text, as LangGraph's users expect.
-
-    Raises:
-        InvalidConfig: It is of another type, or has a NUL or a lone surrogate.
-    """
-    if type(value) is not str:
-        if not isinstance(value, str | int | UUID) or isinstance(value, bool):
-            raise InvalidConfig(f"{name} must be a str, not {type(value).__name__}: {value!r}")
-        # Not str(value): of an enum that is a str, that is the member's name.
-        value = str.__str__(value) if isinstance(value, str) else str(value)
-    if not is_storable_text(value):
-        raise InvalidConfig(
-            f"{name} {value!r} has a NUL character or a lone surrogate, which no text column can hold: remove it."
-        )
-    text: str = value
-    return text
-
-
-def is_storable_text(value: str) -> bool:
-    """Whether text columns and JSON columns of every database can hold this string."""
-    return "\0" not in value and not _has_lone_surrogate(value)
-
-
-def _has_lone_surrogate(value: str) -> bool:
-    if value.isascii():
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def next_version(current: str | int | float | None) -> str:
@@ -155,7 +113,7 @@ def dump_value(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
     kind = type(value)
     if kind is int and value not in _INT64:
         return _dump_typed(serde, "json", _int_text(value), value)
-    if kind is str and _has_lone_surrogate(value):
+    if kind is str and has_lone_surrogate(value):
         text = json.dumps(value)
         if json.loads(text) == value:
             return _dump_typed(serde, "json", text.encode(), value)
@@ -275,77 +233,3 @@ def blob_versions_of(checkpoint: Mapping[str, Any]) -> dict[str, str | None]:
     return {channel: version_key(version) for channel, version in versions.items()} | (
         checkpoint.get(BLOB_VERSIONS) or {}
     )
-
-
-def dump_json(what: str, value: Mapping[str, Any]) -> str:
-    """JSON text that every database's JSON column takes and gives back equal.
-
-    Args:
-        what: What is dumped, for the error: "metadata", "checkpoint", "filter".
-        value: The object.
-
-    Raises:
-        InvalidValue: Some value is not JSON, or not a number or text that JSON columns hold. The message has its path.
-    """
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidValue(f"{_offender(what, value)}: {error}") from error
-    if _EXPONENT.search(text):
-        text = _dump_without_exponents(value)
-    # A NUL is written as an escape, and so is the harmless text backslash-u0000: the slow look tells them apart.
-    if ("\\u0000" in text or not is_storable_text(text)) and (offender := _unstorable(what, value)):
-        raise InvalidValue(
-            f"{offender} has a NUL character or a lone surrogate, which JSON columns cannot hold: remove it."
-        )
-    return text
-
-
-def _dump_without_exponents(value: Any) -> str:
-    """JSON text with all digits of every float: PostgreSQL prints 1e23 without a point, and it would be an int."""
-    if isinstance(value, float):
-        digits = format(Decimal(repr(float(value))), "f")
-        return digits if "." in digits else f"{digits}.0"
-    if isinstance(value, Mapping):
-        # A key that is no string becomes the one that json.dumps makes of it.
-        items = ((json.dumps({key: 0}, ensure_ascii=False)[1:-4], item) for key, item in value.items())
-        return "{" + ",".join(f"{key}:{_dump_without_exponents(item)}" for key, item in items) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_dump_without_exponents, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def load_json(text: str) -> dict[str, Any]:
-    """The object in a JSON column, from its text."""
-    value: dict[str, Any] = json.loads(text)
-    return value
-
-
-def _unstorable(path: str, value: Any) -> str | None:
-    """The path of the first string, key or value, that JSON columns cannot hold."""
-    if isinstance(value, str):
-        return None if is_storable_text(value) else path
-    if isinstance(value, Mapping):
-        items = ((f"{path}[{key!r}]", part) for key, item in value.items() for part in (key, item))
-    elif isinstance(value, list | tuple):
-        items = ((f"{path}[{index}]", item) for index, item in enumerate(value))
-    else:
-        return None
-    return next((found for name, item in items if (found := _unstorable(name, item))), None)
-
-
-def _offender(path: str, value: Any) -> str:
-    """The path of the innermost value that `json.dumps` refuses."""
-    items: Any = ()
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    for key, item in items:
-        try:
-            json.dumps(item, allow_nan=False)
-        except (TypeError, ValueError):
-            return _offender(f"{path}[{key!r}]", item)
-        except RecursionError:
-            return f"{path}[{key!r}] is nested too deeply for JSON"
-    return f"{path} cannot be stored as JSON"

@@ -12,8 +12,10 @@ from sqlalchemy import Row
 
 from sa_checkpoint import _codec, _operations
 from sa_checkpoint._execution import Operation, Transaction
+from sa_checkpoint._json import load_json
 from sa_checkpoint._records import Rows
 from sa_checkpoint._statements import RowKind
+from sa_checkpoint._text import identifier
 from sa_checkpoint._thread_statements import START, delta_history
 
 
@@ -24,7 +26,7 @@ def get_delta_channel_history(
     key = _operations.key_of(config)
     checkpoint_id = _operations.checkpoint_id_of(config)
     start = {"thread": key["thread_id"], "namespace": key["checkpoint_ns"], "checkpoint": checkpoint_id}
-    names = [(_codec.identifier("channel", channel),) for channel in dict.fromkeys(channels)]
+    names = [(identifier("channel", channel),) for channel in dict.fromkeys(channels)]
 
     def work(transaction: Transaction) -> Rows:
         parameters = {**start, **transaction.statements.row_values("channels", ("channel",), names)}
@@ -65,7 +67,7 @@ def _oldest_first(steps: Sequence[Row[Any]]) -> list[Row[Any]]:
 
 
 def _seed(serde: SerializerProtocol, step: Row[Any], blobs: Sequence[Row[Any]]) -> Any:
-    inline = _codec.load_json(step.checkpoint).get("channel_values") or {}
+    inline = load_json(step.checkpoint).get("channel_values") or {}
     value = inline.get(step.channel, True)
     if value is True and blobs:
         return _codec.load_value(serde, blobs[0].type, blobs[0].blob)

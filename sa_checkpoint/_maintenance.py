@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.exc import IntegrityError
 
-from sa_checkpoint import _codec, _operations
+from sa_checkpoint import _operations
 from sa_checkpoint import _thread_statements as thread_statements
 from sa_checkpoint._execution import Operation, Transaction
 from sa_checkpoint._statements import Call
+from sa_checkpoint._text import identifier
 from sa_checkpoint.errors import InvalidValue, ThreadExists
 
 # "delete_all" is what LangGraph's server says for "delete" (langgraph_grpc_common, prune_strategy_from_proto).
@@ -32,7 +33,7 @@ def ids_of(name: str, values: Sequence[Any]) -> list[str]:
     """
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise TypeError(f"{name}s must be a sequence of ids, not {type(values).__name__}: pass [{values!r}].")
-    return list(dict.fromkeys(_codec.identifier(name, value) for value in values))
+    return list(dict.fromkeys(identifier(name, value) for value in values))
 
 
 # -------------------------------------------------------------------------------------------------------------- copy
@@ -40,8 +41,8 @@ def ids_of(name: str, values: Sequence[Any]) -> list[str]:
 
 def copy_thread(source_thread_id: str, target_thread_id: str) -> Operation[None]:
     """Copy all checkpoints, blobs and writes of a thread to another, which has to be empty."""
-    source = _codec.identifier("source_thread_id", source_thread_id)
-    target = _codec.identifier("target_thread_id", target_thread_id)
+    source = identifier("source_thread_id", source_thread_id)
+    target = identifier("target_thread_id", target_thread_id)
     if source == target:
         raise InvalidValue(f"Thread {source!r} cannot be copied to itself: pass another target_thread_id.")
     exists = ThreadExists(

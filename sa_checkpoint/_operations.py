@@ -25,8 +25,10 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from sa_checkpoint import _codec, _filters
 from sa_checkpoint._execution import Operation, Transaction, executing
+from sa_checkpoint._json import dump_json, load_json
 from sa_checkpoint._records import Record, Rows, config_of, records_of
 from sa_checkpoint._statements import ReadShape
+from sa_checkpoint._text import identifier
 from sa_checkpoint.errors import InvalidConfig, InvalidValue
 
 PAGE_SIZE = 100
@@ -50,14 +52,14 @@ def key_of(config: RunnableConfig) -> dict[str, str]:
     """thread_id and checkpoint_ns of a config, as their columns hold them."""
     configurable = _configurable(config)
     return {
-        "thread_id": _codec.identifier("thread_id", configurable["thread_id"]),
-        "checkpoint_ns": _codec.identifier("checkpoint_ns", configurable.get("checkpoint_ns") or ""),
+        "thread_id": identifier("thread_id", configurable["thread_id"]),
+        "checkpoint_ns": identifier("checkpoint_ns", configurable.get("checkpoint_ns") or ""),
     }
 
 
 def checkpoint_id_of(config: RunnableConfig) -> str | None:
     checkpoint_id = get_checkpoint_id(config)
-    return _codec.identifier("checkpoint_id", checkpoint_id) if checkpoint_id else None
+    return identifier("checkpoint_id", checkpoint_id) if checkpoint_id else None
 
 
 def put(
@@ -69,7 +71,7 @@ def put(
 ) -> Operation[RunnableConfig]:
     """Store a checkpoint and the blobs of the channels that it changed, in one statement or transaction."""
     key = key_of(config)
-    checkpoint_id = _codec.identifier("checkpoint id", checkpoint["id"])
+    checkpoint_id = identifier("checkpoint id", checkpoint["id"])
     values = _codec.encode_values(
         serde, checkpoint["channel_values"], checkpoint.get("channel_versions") or {}, new_versions
     )
@@ -80,8 +82,8 @@ def put(
         **key,
         "checkpoint_id": checkpoint_id,
         "parent_checkpoint_id": checkpoint_id_of(config),
-        "checkpoint": _codec.dump_json("checkpoint", document),
-        "metadata": _codec.dump_json(
+        "checkpoint": dump_json("checkpoint", document),
+        "metadata": dump_json(
             "metadata", cast(Mapping[str, Any], get_serializable_checkpoint_metadata(config, metadata))
         ),
     }
@@ -110,15 +112,15 @@ def put_writes(
     task = {
         **key_of(config),
         "checkpoint_id": checkpoint_id,
-        "task_id": _codec.identifier("task_id", task_id),
-        "task_path": _codec.identifier("task_path", task_path),
+        "task_id": identifier("task_id", task_id),
+        "task_path": identifier("task_path", task_path),
     }
     replaces = all(channel in WRITES_IDX_MAP for channel, _ in writes)
     rows: dict[int, dict[str, Any]] = {}
     for position, (channel, value) in enumerate(writes):
         idx = WRITES_IDX_MAP.get(channel, position)
         tag, data = _codec.dump_value(serde, value)
-        row = {"idx": idx, "channel": _codec.identifier("channel", channel), "type": tag, "blob": data}
+        row = {"idx": idx, "channel": identifier("channel", channel), "type": tag, "blob": data}
         if replaces or idx not in rows:
             rows[idx] = row
     if not rows:
@@ -130,7 +132,7 @@ def put_writes(
 
 def delete_thread(thread_id: str) -> Operation[None]:
     """Delete a thread's checkpoints, blobs and writes in all its namespaces."""
-    thread = _codec.identifier("thread_id", thread_id)
+    thread = identifier("thread_id", thread_id)
     return executing(lambda statements: statements.delete_thread(thread), None)
 
 
@@ -210,7 +212,7 @@ def listing(
         configurable = _configurable(config)
         for name in ("thread_id", "checkpoint_ns"):
             if configurable.get(name) is not None:
-                parameters[name] = _codec.identifier(name, configurable[name])
+                parameters[name] = identifier(name, configurable[name])
         if (checkpoint_id := checkpoint_id_of(config)) is not None:
             parameters["checkpoint_id"] = checkpoint_id
     if before and (before_id := checkpoint_id_of(before)) is not None:
@@ -220,7 +222,7 @@ def listing(
     if limit is not None and (not isinstance(limit, int) or limit < 0):
         raise InvalidValue(f"limit is {limit!r}: pass a number of checkpoints, or None for all of them.")
     # As the metadata itself was stored: keys that are no strings become ones, tuples lists.
-    filter = _codec.load_json(_codec.dump_json("filter", filter or {}))
+    filter = load_json(dump_json("filter", filter or {}))
     if limit == 0:
         return None
     names = ("thread_id", "checkpoint_ns", "checkpoint_id", "before")

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
-from sa_checkpoint._codec import dump_json
+from sa_checkpoint._json import dump_json
 from sa_checkpoint._statements import Call, Parameters, ReadShape, Statements, text_parameter
 from sa_checkpoint._tables import Tables
 

@@ -13,6 +13,7 @@ from langgraph.checkpoint.serde.types import TASKS
 from sqlalchemy import Row
 
 from sa_checkpoint import _codec
+from sa_checkpoint._json import load_json
 from sa_checkpoint._statements import RowKind
 
 Rows = Sequence[Row[Any]]
@@ -106,7 +107,7 @@ def records_of(rows: Rows) -> list[Record]:
 def _record(row: Row[Any], blobs: Mapping[_Key, Row[Any]], tasks: Mapping[_Key, Sequence[Row[Any]]]) -> Record:
     namespace = (row.thread_id, row.checkpoint_ns)
     key = (*namespace, row.checkpoint_id)
-    checkpoint = _codec.load_json(row.checkpoint)
+    checkpoint = load_json(row.checkpoint)
     versions = _codec.blob_versions_of(checkpoint)
     checkpoint.pop(_codec.BLOB_VERSIONS, None)
     keys = {channel: (*namespace, channel, version) for channel, version in versions.items()}
@@ -114,7 +115,7 @@ def _record(row: Row[Any], blobs: Mapping[_Key, Row[Any]], tasks: Mapping[_Key, 
         *key,
         parent_checkpoint_id=row.parent_checkpoint_id,
         checkpoint=checkpoint,
-        metadata=_codec.load_json(row.metadata),
+        metadata=load_json(row.metadata),
         blobs={channel: blobs[key] for channel, key in keys.items() if key in blobs},
         writes=tasks.get((RowKind.WRITE, *key), ()),
         sends=tasks.get((RowKind.SEND, *key), ()),
