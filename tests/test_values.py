@@ -31,6 +31,7 @@ from sqlalchemy import URL, create_engine
 
 from sa_checkpoint import SQLAlchemySaver, migrations
 from sa_checkpoint._codec import MAX_INLINE_STRING
+from sa_checkpoint.errors import InvalidValue
 from tests.backends import Client, Database, saver_on
 from tests.checkpoints import checkpoint_of, config_of
 
@@ -279,12 +280,28 @@ async def test_16_mib_come_back(client: Client, thread: str) -> None:
     assert found.pending_writes == [("task", "bytes", values["bytes"])]
 
 
-async def test_a_number_in_metadata_keeps_its_value(client: Client, thread: str) -> None:
+async def test_a_number_in_metadata_keeps_its_value_and_type(client: Client, thread: str) -> None:
     """Known fault: JSONB prints 1e23 as an integer, which is not the float that was meant."""
     numbers = [number for number in NUMBERS if isinstance(number, int) or math.isfinite(number)]
     metadata: Any = {"list": numbers, "nested": {repr(number)[:30]: number for number in numbers}}
     saved = await client.put(config_of(thread), checkpoint_of(), metadata, {})
-    assert (await client.load(saved)).metadata == metadata
+    found: Any = (await client.load(saved)).metadata
+    assert found == metadata
+    assert [type(number) for number in found["list"]] == [type(number) for number in numbers]
+
+
+@pytest.mark.parametrize("leaf", [1, 1e23, "\0"], ids=repr)
+async def test_metadata_nested_deeply_comes_back_or_is_refused(client: Client, thread: str, leaf: Any) -> None:
+    """Known fault: it ended in Python's own RecursionError, for some values only."""
+    nested = leaf
+    for _ in range(700):
+        nested = [nested]
+    try:
+        saved = await client.put(config_of(thread), checkpoint_of(), {"a": nested}, {})
+    except InvalidValue:
+        assert await client.get_tuple(config_of(thread)) is None
+    else:
+        assert leaf != "\0" and repr((await client.load(saved)).metadata) == repr({"a": nested})
 
 
 # ----------------------------------------------------------------------------- values that another saver had stored
