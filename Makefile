@@ -28,7 +28,7 @@ test: install
 $(FLOOR)/installed: pyproject.toml
 	$(PYTHON) -m venv $(FLOOR)
 	$(FLOOR)/bin/pip install --quiet uv
-	$(FLOOR)/bin/uv pip compile --quiet --python $(FLOOR)/bin/python --resolution lowest-direct \
+	$(FLOOR)/bin/uv pip compile --quiet --python $(FLOOR)/bin/python --resolution lowest-direct --no-deps \
 		pyproject.toml $(patsubst %,--extra %,$(subst $(comma), ,$(EXTRAS))) --output-file $(FLOOR)/lowest.txt
 	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python --editable '.[$(EXTRAS)]' --group dev \
 		--override $(FLOOR)/lowest.txt
