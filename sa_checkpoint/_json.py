@@ -30,12 +30,16 @@ def dump_json(what: str, value: Mapping[str, Any]) -> str:
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
+        if _EXPONENT.search(text):
+            text = _dump_without_exponents(value)
+        # A NUL is written as an escape, and so is the harmless text backslash-u0000: the slow look tells them apart.
+        suspicious = "\\u0000" in text or not is_storable_text(text)
+        offender = _unstorable(what, value) if suspicious else None
+    except RecursionError as error:
+        raise InvalidValue(f"{what} is nested too deeply to be stored as JSON: flatten it.") from error
+    except (TypeError, ValueError) as error:
         raise InvalidValue(f"{_offender(what, value)}: {error}") from error
-    if _EXPONENT.search(text):
-        text = _dump_without_exponents(value)
-    # A NUL is written as an escape, and so is the harmless text backslash-u0000: the slow look tells them apart.
-    if ("\\u0000" in text or not is_storable_text(text)) and (offender := _unstorable(what, value)):
+    if offender:
         raise InvalidValue(
             f"{offender} has a NUL character or a lone surrogate, which JSON columns cannot hold: remove it."
         )
@@ -87,6 +91,4 @@ def _offender(path: str, value: Any) -> str:
             json.dumps(item, allow_nan=False)
         except (TypeError, ValueError):
             return _offender(f"{path}[{key!r}]", item)
-        except RecursionError:
-            return f"{path}[{key!r}] is nested too deeply for JSON"
     return f"{path} cannot be stored as JSON"

@@ -135,13 +135,14 @@ def transaction(bind: Engine | Connection) -> Iterator[Connection]:
         _lock(bind)
         yield bind
         return
-    if bind.dialect.name == "postgresql":
-        # The lock goes with the transaction, so there has to be one; and what others did while we waited for the
-        # lock has to be seen, which REPEATABLE READ would not.
-        bind = bind.execution_options(isolation_level="READ COMMITTED")
-    with bind.begin() as connection:
-        _lock(connection)
-        yield connection
+    with bind.connect() as connection:
+        if bind.dialect.name == "postgresql":
+            # The lock goes with the transaction, so there has to be one; and what others did while we waited for the
+            # lock has to be seen, which REPEATABLE READ would not.
+            connection.execution_options(isolation_level="READ COMMITTED")
+        with connection.begin():
+            _lock(connection)
+            yield connection
 
 
 def _lock(connection: Connection) -> None:
