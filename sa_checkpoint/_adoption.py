@@ -38,7 +38,7 @@ def adopt(definitions: Mapping[str, Sequence[Column[Any]]]) -> set[str]:
     """
     connection = op.get_bind()
     inspector = inspect(connection)
-    schema = version_table_schema(connection)
+    schema = _schema(inspector, connection)
     tables = (Table(name, MetaData(), *columns) for name, columns in definitions.items())
     existing = [table for table in tables if inspector.has_table(table.name, schema=schema)]
     columns = {
@@ -68,12 +68,17 @@ def adopt(definitions: Mapping[str, Sequence[Column[Any]]]) -> set[str]:
 def adopted() -> set[str]:
     """The tables that `adopt` found, which are not ours to drop; the note of it is dropped."""
     connection = op.get_bind()
-    if not inspect(connection).has_table(NOTE, schema=version_table_schema(connection)):
+    if not inspect(connection).has_table(NOTE, schema=_schema(inspect(connection), connection)):
         return set()
     note = Table(NOTE, MetaData(), Column("table_name", Text))
     names = set(connection.scalars(select(note.c.table_name)))
     op.drop_table(NOTE)
     return names
+
+
+def _schema(inspector: Inspector, connection: Connection) -> str | None:
+    """Where the revision creates tables: those of a schema further down the `search_path` are somebody else's."""
+    return version_table_schema(connection) or inspector.default_schema_name
 
 
 def _complete(table: Table, found: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ What an operation does is in `_operations`; where it gets its connection, in `_b
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -20,13 +20,19 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from sa_checkpoint import _codec, _history, _maintenance, _operations
 from sa_checkpoint._binds import Bind
 from sa_checkpoint._execution import Operation
 from sa_checkpoint._operations import Listing
+from sa_checkpoint.errors import is_transient
 
 T = TypeVar("T")
+
+# Isolation levels above PostgreSQL's default let one of two concurrent transactions fail.
+_ATTEMPTS = 10
 
 
 class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
@@ -51,9 +57,24 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
     async def _arun(self, operation: Operation[T]) -> T:
         """Run an operation and await it."""
 
-    def _execute(self, operation: Operation[Any]) -> Any:
-        with self._bind.connect() as connection:
-            return operation.execute(connection)
+    def _execute(self, operation: Operation[Any], started: Callable[[], None] | None = None) -> Any:
+        """Execute an operation on a connection; on an Engine again, if its transaction lost against another one.
+
+        Args:
+            operation: What to execute.
+            started: Called when there is a connection.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                with self._bind.connect() as connection:
+                    if started:
+                        started()
+                    return operation.execute(connection)
+            except DBAPIError as error:
+                is_last = attempt == _ATTEMPTS - 1
+                if is_last or isinstance(self._bind.source, Connection) or not is_transient(error):
+                    raise
+        raise AssertionError("unreachable")
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """The version after `current`, in the form that langgraph-checkpoint-postgres uses.

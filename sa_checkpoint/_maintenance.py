@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from sa_checkpoint import _thread_statements as thread_statements
 from sa_checkpoint._execution import Operation, Transaction
 from sa_checkpoint._statements import Call
 from sa_checkpoint._text import identifier
-from sa_checkpoint.errors import InvalidValue, ThreadExists
+from sa_checkpoint.errors import InvalidValue, ThreadExists, is_duplicate
 
 # "delete_all" is what LangGraph's server says for "delete" (langgraph_grpc_common, prune_strategy_from_proto).
 STRATEGIES = ("keep_latest", "delete", "delete_all")
@@ -59,6 +59,8 @@ def copy_thread(source_thread_id: str, target_thread_id: str) -> Operation[None]
         try:
             transaction.run(*(Call(statement, parameters) for statement in thread_statements.copy(statements)))
         except IntegrityError as error:
+            if not is_duplicate(error):
+                raise
             raise exists from error
 
     return Operation(work, _operations.nothing)
@@ -147,23 +149,22 @@ class _Plan:
 
     def make(self) -> tuple[list[Key], list[str]]:
         """The doomed checkpoints, and the dead namespaces."""
-        dead = self._dead_calls()
-        heads = {ns: rows[0] for ns, rows in self.namespaces.items() if ns not in dead}
-        kept = {(ns, head.checkpoint_id) for ns, head in heads.items()}
-        kept |= self._with_sends(heads) | self._delta_ancestors(heads)
+        heads = {ns: rows[0] for ns, rows in self.namespaces.items()}
+        kept = {(ns, head.checkpoint_id) for ns, head in heads.items()} | self._with_sends(heads)
+        dead = self._dead_calls(kept)
+        kept |= self._delta_ancestors({ns: head for ns, head in heads.items() if ns not in dead})
         every = {(ns, row.checkpoint_id) for ns, rows in self.namespaces.items() for row in rows}
-        return sorted(every - kept), sorted(dead)
+        return sorted(key for key in every if key not in kept or key[0] in dead), sorted(dead)
 
-    def _dead_calls(self) -> set[str]:
-        """Namespaces of subgraph calls that started from a checkpoint of the root graph which is not its latest.
+    def _dead_calls(self, kept: Set[Key]) -> set[str]:
+        """Namespaces of subgraph calls that started from a checkpoint of the root graph which is not kept.
 
         A call's namespace has its task's id after a ":"; that of a `checkpointer=True` subgraph has none, since its
         state outlives the call. While the root checkpoint is not stored yet, the call is not dead but early: runs
         store in the background.
         """
-        root = self.namespaces.get("", ())
-        saved = {row.checkpoint_id for row in root[1:]}
-        return {ns for ns, rows in self.namespaces.items() if ":" in ns and rows[0].root in saved}
+        deleted = {row.checkpoint_id for row in self.namespaces.get("", ()) if ("", row.checkpoint_id) not in kept}
+        return {ns for ns, rows in self.namespaces.items() if ":" in ns and rows[0].root in deleted}
 
     def _with_sends(self, heads: Mapping[str, Row[Any]]) -> set[Key]:
         """The parents that checkpoints older than format 4 read their pending sends from."""
@@ -195,8 +196,15 @@ class _Plan:
         values: dict[Key, set[str]] = {}
         for row in rows:
             values.setdefault((row.checkpoint_ns, row.checkpoint_id), set()).add(row.channel)
+        # LangGraph counts a channel that was never written, too. It has no version, and nothing is rebuilt for it.
+        keys = [(ns, head.checkpoint_id) for ns, head in heads.items() if channels[ns]]
+        versioned = {
+            (row.checkpoint_ns, row.channel)
+            for row in self._run(thread_statements.channels_of, thread_statements.DOOMED, keys)
+        }
         for ns, head in heads.items():
-            kept |= self._ancestors(ns, head, channels[ns], values)
+            needed = {channel for channel in channels[ns] if (ns, channel) in versioned}
+            kept |= self._ancestors(ns, head, needed, values)
         return kept
 
     def _ancestors(self, ns: str, head: Row[Any], channels: set[str], values: Mapping[Key, set[str]]) -> set[Key]:
@@ -219,4 +227,5 @@ class _Plan:
 
 def _delta_channels(rows: Sequence[Row[Any]]) -> set[str]:
     """The delta channels of a namespace: LangGraph counts, in the metadata, the steps since each one's snapshot."""
-    return {channel for row in rows if row.delta_counters for channel in json.loads(row.delta_counters)}
+    counters = (json.loads(row.delta_counters) for row in rows if (row.delta_counters or "").startswith("{"))
+    return {channel for counted in counters for channel in counted}

@@ -88,7 +88,8 @@ def put(
         ),
     }
     saved = config_of(**key, checkpoint_id=checkpoint_id)
-    return executing(lambda statements: statements.put(row, values.blobs), saved)
+    shared = any(values.blob_versions.values())
+    return executing(lambda statements: statements.put(row, values.blobs, shared=shared), saved)
 
 
 def put_writes(

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     ColumnElement,
     Delete,
     Executable,
@@ -78,15 +79,17 @@ class PostgreSQLStatements(Statements):
 
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
-        self._put = self._build_put()
-        self._insert_writes = self._build_put_writes(replace=False)
-        self._replace_writes = self._build_put_writes(replace=True)
         key = func.hashtextextended(text_parameter("thread_id"), literal_column(str(_LOCK_SEED)))
         self._lock_thread = select(func.pg_advisory_xact_lock(key))
+        self._put = self._build_put(None)
+        self._put_locked = self._build_put(select(func.pg_advisory_xact_lock_shared(key).label("lock")).cte("locked"))
+        self._insert_writes = self._build_put_writes(replace=False)
+        self._replace_writes = self._build_put_writes(replace=True)
         self._cached_read_filtered = cache(self._build_read_filtered)
 
-    def put(self, checkpoint: Parameters, blobs: Sequence[Parameters]) -> list[Call]:
-        return [Call(self._put, {**checkpoint, **_arrays(_BLOB, blobs)})]
+    def put(self, checkpoint: Parameters, blobs: Sequence[Parameters], *, shared: bool) -> list[Call]:
+        statement = self._put_locked if shared else self._put
+        return [Call(statement, {**checkpoint, **_arrays(_BLOB, blobs)})]
 
     def put_writes(self, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> list[Call]:
         statement = self._replace_writes if replace else self._insert_writes
@@ -131,16 +134,21 @@ class PostgreSQLStatements(Statements):
         found = select(blobs.type, blobs.blob).where(is_named).limit(literal_column("1")).lateral("found")
         return found, named.join(found, true())
 
-    def _insert(self, table: Table, keys: Sequence[str], columns: Mapping[str, TypeEngine[Any]]) -> Any:
-        """INSERT … SELECT of any number of rows that share the key columns given as parameters."""
-        rows = _rows(columns)
-        return insert(table).from_select(
-            [*keys, *columns],
-            select(*(text_parameter(key) for key in keys), *(rows.c[name] for name in columns)),
-        )
+    def _insert(
+        self, table: Table, keys: Sequence[str], columns: Mapping[str, TypeEngine[Any]], lock: CTE | None = None
+    ) -> Any:
+        """INSERT … SELECT of any number of rows that share the key columns given as parameters.
 
-    def _build_put(self) -> Executable:
-        blobs = self._insert(self.tables.blobs, ("thread_id", "checkpoint_ns"), _BLOB)
+        With a lock, no row is inserted before it is held.
+        """
+        rows = _rows(columns)
+        source = select(*(text_parameter(key) for key in keys), *(rows.c[name] for name in columns))
+        if lock is not None:
+            source = source.select_from(lock.join(rows, true()))
+        return insert(table).from_select([*keys, *columns], source)
+
+    def _build_put(self, lock: CTE | None) -> Executable:
+        blobs = self._insert(self.tables.blobs, ("thread_id", "checkpoint_ns"), _BLOB, lock)
         blobs = blobs.on_conflict_do_nothing(index_elements=self.tables.blobs.primary_key)
         table = self.tables.checkpoints
         statement = insert(table).values(

@@ -57,7 +57,7 @@ class SQLiteStatements(Statements):
         self._replace_writes = _upsert(insert(tables.writes), tables.writes, ("channel", "type", "blob"))
         self._lock = delete(tables.checkpoints).where(false())
 
-    def put(self, checkpoint: Parameters, blobs: Sequence[Parameters]) -> list[Call]:
+    def put(self, checkpoint: Parameters, blobs: Sequence[Parameters], *, shared: bool) -> list[Call]:
         calls = [Call(self._put_checkpoint, checkpoint)]
         if blobs:
             key = {name: checkpoint[name] for name in ("thread_id", "checkpoint_ns")}

@@ -120,13 +120,14 @@ class Statements(ABC):
     """Whether the database expresses all of a metadata filter."""
 
     @abstractmethod
-    def put(self, checkpoint: Parameters, blobs: Sequence[Parameters]) -> list[Call]:
+    def put(self, checkpoint: Parameters, blobs: Sequence[Parameters], *, shared: bool) -> list[Call]:
         """Insert or replace a checkpoint, and insert the blobs that are not there yet.
 
         Args:
             checkpoint: thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata; the last
                 two are JSON text.
             blobs: For each: channel, version, type, blob.
+            shared: Whether a blob may be there for another checkpoint, and must not be deleted with that meanwhile.
         """
 
     @abstractmethod

@@ -103,6 +103,20 @@ def with_values(statements: Statements) -> Select[Any]:
     )
 
 
+@cache
+def channels_of(statements: Statements) -> Select[Any]:
+    """The channels that the given checkpoints of a thread have versions of."""
+    table = statements.tables.checkpoints
+    given = statements.rows("given", *DOOMED)
+    is_given = and_(table.c.checkpoint_ns == given.c.checkpoint_ns, table.c.checkpoint_id == given.c.checkpoint_id)
+    versions = statements.entries(table.c.checkpoint, "channel_versions")
+    return (
+        select(table.c.checkpoint_ns, versions.c.key.label("channel"))
+        .select_from(table.join(given, is_given), versions)
+        .where(_of_thread(table))
+    )
+
+
 def _has_value(statements: Statements, table: Any, channel: ColumnElement[str]) -> ColumnElement[bool]:
     """Whether a checkpoint holds a value of a channel, inline or as a blob."""
     inline = statements.entries(table.c.checkpoint, "channel_values")

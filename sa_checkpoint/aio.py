@@ -87,23 +87,24 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
 
     async def _arun(self, operation: Operation[T]) -> T:
         self._loop = asyncio.get_running_loop()
+        started = asyncio.Event()
         async with self._bind.aturn():
             # What AsyncConnection.run_sync does, with checkout and commit inside: one switch instead of three.
-            result = await self._finished(greenlet_spawn(self._execute, operation))
+            result = await self._finished(greenlet_spawn(self._execute, operation, started.set), started)
         return operation.decode(result)
 
-    async def _finished(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _finished(self, work: Coroutine[Any, Any, Any], started: asyncio.Event) -> Any:
         """Await work on a connection, and if this is cancelled, wait until the connection has been given back.
 
-        The work is cancelled, too, but only once: a second time would interrupt its rollback. aiosqlite's is let
-        finish: its statements run in a thread that knows nothing of it, and SQLAlchemy would abandon a connection that
-        holds SQLite's write lock.
+        The work is cancelled, too, but only once: a second time would interrupt its rollback. On aiosqlite's
+        connection it is let finish: statements run in a thread that knows nothing of it, and SQLAlchemy would abandon
+        a connection that holds SQLite's write lock.
         """
         task = asyncio.ensure_future(work)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if self._bind.source.dialect.name != "sqlite":
+            if self._bind.source.dialect.name != "sqlite" or not started.is_set():
                 task.cancel()
             while not task.done():
                 with suppress(asyncio.CancelledError):

@@ -54,6 +54,9 @@ class SchemaMismatch(CheckpointerError):
 # SQLSTATE: undefined_table, undefined_column
 # (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _POSTGRESQL_UNDEFINED = frozenset({"42P01", "42703"})
+_POSTGRESQL_UNIQUE_VIOLATION = "23505"
+# serialization_failure, deadlock_detected
+_POSTGRESQL_TRANSIENT = frozenset({"40001", "40P01"})
 _SQLITE_UNDEFINED = ("no such table", "no such column", "has no column named")
 
 
@@ -61,10 +64,25 @@ def is_schema_error(error: DBAPIError) -> bool:
     """Whether the database said that a table or column does not exist.
 
     Args:
-        error: What SQLAlchemy raised. psycopg and asyncpg say `sqlstate`, psycopg2 says `pgcode`; SQLite has the
-            fact in its message only.
+        error: What SQLAlchemy raised. SQLite has the fact in its message only.
     """
-    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    code = _sqlstate(error)
     if code is not None:
         return code in _POSTGRESQL_UNDEFINED
     return any(words in str(error.orig) for words in _SQLITE_UNDEFINED)
+
+
+def is_duplicate(error: DBAPIError) -> bool:
+    """Whether the database refused a row because its key is taken."""
+    return _sqlstate(error) == _POSTGRESQL_UNIQUE_VIOLATION or "UNIQUE constraint failed" in str(error.orig)
+
+
+def is_transient(error: DBAPIError) -> bool:
+    """Whether the transaction failed only because of another one at the same time, and may be tried again."""
+    return _sqlstate(error) in _POSTGRESQL_TRANSIENT
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    # psycopg and asyncpg say `sqlstate`, psycopg2 says `pgcode`.
+    code: str | None = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return code

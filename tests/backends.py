@@ -14,7 +14,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.graph.state import CompiledStateGraph
-from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy import URL, AsyncAdaptedQueuePool, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
@@ -56,6 +56,8 @@ class Database:
     @asynccontextmanager
     async def engine(self, **options: Any) -> AsyncIterator[Engine | AsyncEngine]:
         """An engine as an application would make it."""
+        if self.backend.id == "aiosqlite" and "pool_size" in options:
+            options["poolclass"] = AsyncAdaptedQueuePool  # SQLAlchemy's default since 2.0.38
         if self.backend.is_async:
             async_engine = create_async_engine(self.url, **options)
             try:
