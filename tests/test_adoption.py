@@ -167,3 +167,36 @@ def test_the_tables_of_langgraphs_sqlite_saver_are_left_as_they_are(new_url: Cal
         SQLAlchemySaver(engine).setup()
     assert inspect(engine).get_table_names() == ["checkpoints"]
     engine.dispose()
+
+
+def test_tables_further_down_the_search_path_are_somebody_elses(postgres: Engine) -> None:
+    their_tables(postgres, 9)
+    execute(postgres, "CREATE SCHEMA tenant")
+    tenant = create_engine(postgres.url.update_query_dict({"options": "-csearch_path=tenant,public"}))
+    saver = SQLAlchemySaver(tenant)
+    saver.setup()
+    saver.setup()
+    assert saver.get_tuple(config_of("t")) is None
+    assert "checkpoints" in inspect(tenant).get_table_names(schema="tenant")
+    downgrade(tenant, "base")
+    assert len(rows(postgres)["checkpoints"]) == 1
+    tenant.dispose()
+
+
+def test_with_the_index_built_beforehand_the_upgrade_needs_no_owner(postgres: Engine) -> None:
+    their_tables(postgres, 9)
+    role = f"app_{postgres.url.database}"
+    execute(
+        postgres,
+        "CREATE INDEX CONCURRENTLY checkpoints_run_id_idx ON checkpoints "
+        "USING hash ((metadata ->> 'run_id')) WHERE (metadata ->> 'run_id') IS NOT NULL",
+        f"CREATE ROLE {role} LOGIN PASSWORD 'app'",
+        f"GRANT CREATE, USAGE ON SCHEMA public TO {role}",
+        f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}",
+    )
+    application = create_engine(postgres.url, connect_args={"options": f"-crole={role}"})
+    upgrade(application)
+    found = SQLAlchemySaver(application).get_tuple(config_of("t"))
+    assert found is not None
+    application.dispose()
+    execute(postgres, f"DROP OWNED BY {role}", f"DROP ROLE {role}")

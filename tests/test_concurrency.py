@@ -167,33 +167,6 @@ async def test_the_same_checkpoint_and_writes_put_at_once_are_there_once(databas
         }
 
 
-@pytest.mark.parametrize("kind", ["blobs", "writes", "special writes"])
-async def test_the_same_rows_in_another_order_do_not_wait_for_each_other(
-    database: Database, thread: str, kind: str
-) -> None:
-    """Known fault: two statements that lock the same rows in opposite orders are a deadlock."""
-    channels = [f"channel {number}" for number in range(200)]
-    special = [ERROR, INTERRUPT, RESUME]
-    async with pooled(database) as client:
-
-        async def put(round: int, backwards: bool) -> None:
-            order = slice(None, None, -1 if backwards else 1)
-            config = config_of(f"{thread}-{round}", "", "1")
-            if kind == "blobs":
-                versions: Any = dict.fromkeys(channels[order], f"{round}")
-                await client.put(config, checkpoint_of({name: [0] for name in versions}, versions), {}, versions)
-            elif kind == "writes":
-                await client.put_writes(config, [(name, 0) for name in channels[order]], "task")
-            else:
-                await client.put_writes(config, [(name, 0) for name in special[order]], "task")
-
-        async def work(backwards: bool) -> None:
-            for round in range(5):
-                await put(round, backwards)
-
-        await at_once(client, [lambda: work(False), lambda: work(True)] * 4)
-
-
 async def test_a_thread_may_be_deleted_while_others_write_to_it(database: Database, thread: str) -> None:
     async with pooled(database) as client:
 
@@ -217,7 +190,7 @@ async def test_a_thread_may_be_deleted_while_others_write_to_it(database: Databa
 
 @pytest.fixture(scope="module")
 def slow_database(backend: Backend, new_url: Callable[[Backend], URL]) -> Iterator[Database]:
-    """A PostgreSQL where storing a checkpoint of a thread that is called slow takes a second."""
+    """A PostgreSQL that takes a second to store a checkpoint of a thread "slow…", and 0.1 s for a row of "rows…"."""
     url = new_url(backend)
     engine = create_engine(url.set(drivername="postgresql+psycopg"))
     migrations.upgrade(engine)
@@ -225,15 +198,20 @@ def slow_database(backend: Backend, new_url: Callable[[Backend], URL]) -> Iterat
         connection.execute(
             text(
                 "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
-                " $$ BEGIN PERFORM pg_sleep(1); RETURN NEW; END $$"
+                " $$ BEGIN PERFORM pg_sleep(TG_ARGV[0]::float); RETURN NEW; END $$"
             )
         )
-        connection.execute(
-            text(
-                "CREATE TRIGGER wait BEFORE INSERT ON checkpoints FOR EACH ROW"
-                " WHEN (NEW.thread_id LIKE 'slow%') EXECUTE FUNCTION wait()"
+        for table, threads, seconds in (
+            ("checkpoints", "slow%", 1),
+            ("checkpoint_blobs", "rows%", 0.1),
+            ("checkpoint_writes", "rows%", 0.1),
+        ):
+            connection.execute(
+                text(
+                    f"CREATE TRIGGER wait BEFORE INSERT ON {table} FOR EACH ROW"
+                    f" WHEN (NEW.thread_id LIKE '{threads}') EXECUTE FUNCTION wait({seconds})"
+                )
             )
-        )
     engine.dispose()
     yield Database(backend, url)
 
@@ -251,6 +229,26 @@ async def test_operations_wait_in_the_database_side_by_side(slow_database: Datab
         assert 1 <= time.perf_counter() - started < 2.2
         for config in saved:
             assert (await client.load(config)).checkpoint["channel_values"] == {"a": [1]}
+
+
+@on_postgres
+@pytest.mark.parametrize("channels", [("a", "b"), (ERROR, INTERRUPT)], ids=["ordinary writes", "special writes"])
+async def test_the_same_rows_in_another_order_do_not_wait_for_each_other(
+    slow_database: Database, thread: str, channels: tuple[str, ...]
+) -> None:
+    """Known fault: two statements that lock the same rows in opposite orders are a deadlock."""
+    config = config_of(f"rows {thread}", "", "1")
+    versions: Any = dict.fromkeys(channels, "1")
+    async with pooled(slow_database) as client:
+
+        async def store(order: tuple[str, ...]) -> None:
+            await client.put(config, checkpoint_of({channel: [1] for channel in order}, versions), {}, versions)
+
+        async def write(order: tuple[str, ...]) -> None:
+            await client.put_writes(config, [(channel, 1) for channel in order], "task")
+
+        for job in (store, write):
+            await at_once(client, [lambda job=job: job(channels), lambda job=job: job(channels[::-1])])  # type: ignore[misc]
 
 
 @on_async_postgres
@@ -301,7 +299,7 @@ async def test_whenever_a_task_is_cancelled_each_operation_is_done_or_not(
     writes = [(channel, 1) for channel in values]
     acknowledged: set[tuple[str, str]] = set()
     threads: list[str] = []
-    async with pooled(database) as client:
+    async with pooled(database, sqlite_timeout=5) as client:
 
         async def work() -> None:
             for _ in range(3):

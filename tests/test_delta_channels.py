@@ -272,6 +272,23 @@ async def test_a_prune_keeps_no_more_ancestors_than_the_nearest_snapshots(client
     assert {id for _, id, *_ in after["checkpoint_writes"]} <= {id for _, id in after["checkpoints"]}
 
 
+async def test_a_delta_channel_that_was_never_written_keeps_nothing(client: Client, thread: str) -> None:
+    """LangGraph counts its steps all the same."""
+
+    class Log(TypedDict):
+        log: Annotated[list[str], DeltaChannel(extend, list, snapshot_frequency=4)]
+        rare: Annotated[list[str], DeltaChannel(extend, list, snapshot_frequency=4)]
+
+    builder = StateGraph(Log).add_node("say", lambda state: {"log": ["x"]}).add_edge(START, "say")
+    graph = builder.compile(checkpointer=client.saver)
+    for _ in range(10):
+        await client.invoke(graph, {"log": ["in"]}, config_of(thread))
+    state = (await client.get_state(graph, config_of(thread))).values
+    await client.prune([thread])
+    assert (await client.get_state(graph, config_of(thread))).values == state
+    assert len(keys_of(client, thread)["checkpoints"]) < 10
+
+
 async def test_a_delta_graph_forks_and_travels_back(client: Client, thread: str) -> None:
     graph = graph_on(client.saver)
     await run(client, graph, thread, 2)

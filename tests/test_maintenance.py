@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.types import TASKS
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import IntegrityError
 
+from sa_checkpoint import SQLAlchemySaver
 from sa_checkpoint.errors import InvalidValue, ThreadExists
-from tests.backends import Client, Database, saver_on
+from tests.backends import BACKENDS, Client, Database, saver_on
 from tests.checkpoints import checkpoint_of, config_of
 from tests.rows import connection_of, keys_of, statements_of
 
@@ -268,6 +270,14 @@ async def test_a_subgraph_call_goes_with_the_root_checkpoint_it_started_from(cli
     assert "call:1" not in {ns for ns, *_ in keys["checkpoint_blobs"] | keys["checkpoint_writes"]}
 
 
+async def test_a_subgraph_call_stays_with_the_parent_that_is_kept_for_its_sends(client: Client, thread: str) -> None:
+    chain = await put_chain(client, config_of(thread), "AB", v=3)
+    await client.put_writes(chain[0], [(TASKS, "send")], "task send")
+    await put_chain(client, config_of(thread, "call:1"), "C", parents={"": chain[0]["configurable"]["checkpoint_id"]})
+    await client.prune([thread])
+    assert await names_of(client, thread, "call:1") == "C"
+
+
 async def test_what_is_no_sequence_of_ids_or_no_strategy_is_refused(client: Client, thread: str) -> None:
     await put_chain(client, config_of(thread), "AB")
     with pytest.raises(TypeError, match="must be a sequence"):
@@ -295,6 +305,50 @@ async def test_two_prunes_at_once_both_succeed(database: Database, thread: str) 
             await asyncio.gather(*(asyncio.to_thread(saver.prune, [thread]) for _ in range(4)))
         assert await names_of(client, thread) == "H"
         assert await names_of(client, thread, "memory") == "L"
+
+
+@pytest.mark.parametrize("isolation_level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_maintenance_at_once_succeeds_at_higher_isolation_levels(
+    database: Database, thread: str, isolation_level: str
+) -> None:
+    if database.backend.dialect != "postgresql":
+        return
+    async with database.engine(isolation_level=isolation_level) as engine:
+        client = Client(saver_on(engine), database.backend)
+        saver, names = client.saver, [f"{thread} {number}" for number in range(10)]
+        for name in names:
+            await put_chain(client, config_of(name), "ABCD", run_id=name)
+        for name in names:
+            await asyncio.gather(*(saver.aprune([name]) for _ in range(3)), saver.adelete_for_runs([name + "x"]))
+            await asyncio.gather(*(saver.adelete_thread(name) for _ in range(3)), saver.aprune([name]))
+        assert keys_of(client, *names) == NOTHING
+
+
+async def test_a_blob_that_a_prune_is_about_to_delete_is_kept_for_a_new_checkpoint(client: Client, thread: str) -> None:
+    """With numeric versions a new checkpoint may name a blob that else only a deleted one does."""
+    saver = client.saver
+    versions: dict[str, Any] = {"a": 1}
+    for number in range(40):
+        name = f"{thread} {number}"
+        for value in ("A", "B"):
+            await client.put(config_of(name), checkpoint_of({"a": [value]}, versions), {}, versions)
+        last = checkpoint_of({"a": ["A"]}, versions)
+        saved, _ = await asyncio.gather(saver.aput(config_of(name), last, {}, versions), saver.aprune([name]))
+        assert (await client.load(saved)).checkpoint["channel_values"] == {"a": ["A"]}
+
+
+async def test_a_foreign_key_of_the_hosts_is_no_thread_that_exists(new_url: Any, thread: str) -> None:
+    engine = create_engine(new_url(next(backend for backend in BACKENDS if backend.id == "psycopg")))
+    saver = SQLAlchemySaver(engine)
+    saver.setup()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE threads (id TEXT PRIMARY KEY)")
+        connection.exec_driver_sql(f"INSERT INTO threads VALUES ('{thread}')")
+        connection.exec_driver_sql("ALTER TABLE checkpoints ADD FOREIGN KEY (thread_id) REFERENCES threads (id)")
+    saver.put(config_of(thread), checkpoint_of(), {}, {})
+    with pytest.raises(IntegrityError, match="foreign key"):
+        saver.copy_thread(thread, thread + "x")
+    engine.dispose()
 
 
 async def test_a_run_that_appends_meanwhile_loses_nothing(database: Database, thread: str) -> None:
