@@ -76,6 +76,13 @@ def adopted() -> set[str]:
     return names
 
 
+def has_index(table: str, name: str) -> bool:
+    """Whether an index of this name is there already, which its owner may have built beforehand."""
+    connection = op.get_bind()
+    inspector = inspect(connection)
+    return name in {index["name"] for index in inspector.get_indexes(table, schema=_schema(inspector, connection))}
+
+
 def _schema(inspector: Inspector, connection: Connection) -> str | None:
     """Where the revision creates tables: those of a schema further down the `search_path` are somebody else's."""
     return version_table_schema(connection) or inspector.default_schema_name

@@ -13,6 +13,8 @@ Create Date: 2026-11-22
 import sqlalchemy as sa
 from alembic import op
 
+from sa_checkpoint import _adoption
+
 revision: str = "sac_0002"
 down_revision: str | None = "sac_0001"
 branch_labels: tuple[str, ...] | None = None
@@ -26,10 +28,10 @@ def upgrade() -> None:
         run_id = """json_extract(metadata, '$."run_id"')"""
     else:
         run_id = "(metadata ->> 'run_id')"
-    if not op.get_context().as_sql and op.get_context().dialect.name == "postgresql":
-        # IF NOT EXISTS would ask for the owner's rights even where there is nothing to do.
-        if NAME in {index["name"] for index in sa.inspect(op.get_bind()).get_indexes("checkpoints")}:
-            return
+    is_online_postgresql = op.get_context().dialect.name == "postgresql" and not op.get_context().as_sql
+    # IF NOT EXISTS would ask for the owner's rights even where there is nothing to do.
+    if is_online_postgresql and _adoption.has_index("checkpoints", NAME):
+        return
     present = sa.text(f"{run_id} IS NOT NULL")
     op.create_index(
         NAME,
