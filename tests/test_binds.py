@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import StaticPool, create_engine, event
+from sqlalchemy import AsyncAdaptedQueuePool, StaticPool, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
@@ -66,7 +66,7 @@ async def test_operations_take_turns_on_a_single_connection(database: Database, 
 
 async def test_an_engine_is_left_alone(database: Database, thread: str) -> None:
     """No connection stays checked out, and the engine is neither disposed of nor listened to."""
-    async with database.engine() as engine:
+    async with database.engine(pool_size=2) as engine:
         sync_engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
         pool = sync_engine.pool
         client = Client(saver_on(engine), database.backend)
@@ -205,7 +205,8 @@ async def test_from_conn_string_disposes_of_its_engine(tmp_path: Path) -> None:
     with SQLAlchemySaver.from_conn_string(f"sqlite:///{tmp_path}/a.db") as saver:
         saver.setup()
     assert saver._bind.source.pool.checkedin() == 0  # type: ignore[union-attr]
-    async with AsyncSQLAlchemySaver.from_conn_string(f"sqlite:///{tmp_path}/a.db") as async_saver:
+    url = f"sqlite:///{tmp_path}/a.db"
+    async with AsyncSQLAlchemySaver.from_conn_string(url, poolclass=AsyncAdaptedQueuePool) as async_saver:
         await async_saver.setup()
     assert async_saver._bind.source.pool.checkedin() == 0  # type: ignore[union-attr]
 
