@@ -16,6 +16,7 @@ from sqlalchemy import (
     CompoundSelect,
     Delete,
     Executable,
+    FromClause,
     Insert,
     Numeric,
     Select,
@@ -77,16 +78,21 @@ def outline(statements: Statements) -> Select[Any]:
     )
 
 
+def _join_given(statements: Statements, table: Table) -> FromClause:
+    """The rows of a table that belong to the given checkpoints."""
+    given = statements.rows("given", *DOOMED)
+    is_given = and_(table.c.checkpoint_ns == given.c.checkpoint_ns, table.c.checkpoint_id == given.c.checkpoint_id)
+    return table.join(given, is_given)
+
+
 @cache
 def with_sends(statements: Statements) -> Select[Any]:
     """Of the given checkpoints of a thread, those that have TASKS writes."""
     table = statements.tables.writes
-    given = statements.rows("given", *DOOMED)
-    is_given = and_(table.c.checkpoint_ns == given.c.checkpoint_ns, table.c.checkpoint_id == given.c.checkpoint_id)
     return (
         select(table.c.checkpoint_ns, table.c.checkpoint_id)
         .distinct()
-        .select_from(table.join(given, is_given))
+        .select_from(_join_given(statements, table))
         .where(_of_thread(table), table.c.channel == literal_column(f"'{TASKS}'"))
     )
 
@@ -107,12 +113,10 @@ def with_values(statements: Statements) -> Select[Any]:
 def channels_of(statements: Statements) -> Select[Any]:
     """The channels that the given checkpoints of a thread have versions of."""
     table = statements.tables.checkpoints
-    given = statements.rows("given", *DOOMED)
-    is_given = and_(table.c.checkpoint_ns == given.c.checkpoint_ns, table.c.checkpoint_id == given.c.checkpoint_id)
     versions = statements.entries(table.c.checkpoint, "channel_versions")
     return (
         select(table.c.checkpoint_ns, versions.c.key.label("channel"))
-        .select_from(table.join(given, is_given), versions)
+        .select_from(_join_given(statements, table), versions)
         .where(_of_thread(table))
     )
 
