@@ -1,48 +1,86 @@
 """How Alembic reaches the database: on the Engine or Connection that Python code passed, else on a URL.
 
-The URL is that of `alembic -x url=…`, else `$SA_CHECKPOINT_URL`, else `sqlite:///checkpoints.db`.
+The URL is that of `alembic -x url=…`, else `$SA_CHECKPOINT_URL`, else `sqlite:///checkpoints.db`. The tables are in
+the schema of `-x schema=…`, else unqualified.
 """
 
 import asyncio
 import warnings
 from logging.config import fileConfig
+from typing import Any
 
 from alembic import context
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, inspect
+from sqlalchemy.schema import CreateSchema, SchemaItem
 from sqlalchemy.util import greenlet_spawn
 
-from sa_checkpoint import _urls, migrations
-from sa_checkpoint.models import metadata
+from sa_checkpoint import _alembic, _urls
+from sa_checkpoint._revision import VERSION_TABLE
+from sa_checkpoint._schema import check_schema, create_schema, schema_in
+from sa_checkpoint._tables import metadata_in
 
 config = context.config
 
 
+def given(name: str) -> str | None:
+    """The value of `-x name=…`."""
+    return context.get_x_argument(as_dictionary=True).get(name)
+
+
 def database_url() -> URL:
-    given = context.get_x_argument(as_dictionary=True).get("url")
-    return _urls.parse_url(given or _urls.default_url())
+    return _urls.parse_url(given("url") or _urls.default_url())
 
 
-def configure(**options: object) -> None:
+SCHEMA = config.attributes.get("schema") or check_schema(given("schema"))
+
+
+def configure(compared_schema: str | None = SCHEMA, **options: object) -> None:
+    """Configure the context: of all that is in a database, only our tables are compared with the models."""
+    target = metadata_in(compared_schema)
+    indexes = {index.name for table in target.tables.values() for index in table.indexes}
+
+    def include_name(name: str | None, type_: str, parents: Any) -> bool:
+        if type_ == "schema":
+            return name == compared_schema
+        return type_ != "table" or parents["schema_qualified_table_name"] in target.tables
+
+    def include_object(
+        item: SchemaItem, name: str | None, type_: str, reflected: bool, compare_to: SchemaItem | None
+    ) -> bool:
+        # langgraph-checkpoint-postgres has more of them.
+        return type_ != "index" or name in indexes
+
     context.configure(
-        target_metadata=metadata,
-        version_table=migrations.VERSION_TABLE,
-        include_name=migrations.include_name,
-        include_object=migrations.include_object,
+        target_metadata=target,
+        version_table=VERSION_TABLE,
+        include_schemas=compared_schema is not None,
+        include_name=include_name,
+        include_object=include_object,
+        sa_checkpoint_schema=SCHEMA,
         **options,  # type: ignore[arg-type]
     )
 
 
 def run_offline() -> None:
-    configure(url=database_url(), literal_binds=True, dialect_opts={"paramstyle": "named"})
+    configure(url=database_url(), version_table_schema=SCHEMA, literal_binds=True, dialect_opts={"paramstyle": "named"})
     with context.begin_transaction():
+        if SCHEMA is not None and context.get_context().dialect.name != "sqlite":
+            context.execute(CreateSchema(SCHEMA, if_not_exists=True))
         context.run_migrations()
 
 
 def run_on(bind: Engine | Connection) -> None:
-    with warnings.catch_warnings(), migrations.transaction(bind) as connection:
+    with warnings.catch_warnings(), _alembic.transaction(bind) as connection:
         # Of our own index, which SQLAlchemy cannot see on SQLite.
         warnings.filterwarnings("ignore", ".*expression-based index '?checkpoints_run_id_idx")
-        configure(connection=connection, version_table_schema=migrations.version_table_schema(connection))
+        create_schema(connection, SCHEMA)
+        is_default = SCHEMA == inspect(connection).default_schema_name
+        configure(
+            compared_schema=None if is_default else SCHEMA,
+            connection=connection,
+            # Alembic creates the table through the host's schema_translate_map, but looks for it without.
+            version_table_schema=schema_in(connection, SCHEMA),
+        )
         with context.begin_transaction():
             context.run_migrations()
 

@@ -13,12 +13,17 @@ from typing import Any
 from alembic import op
 from sqlalchemy import Column, Connection, Inspector, MetaData, Table, Text, inspect, select, text
 
+from sa_checkpoint._schema import check_schema, schema_in
 from sa_checkpoint.errors import SchemaMismatch
-from sa_checkpoint.migrations import version_table_schema
 
 _LOG = logging.getLogger("alembic.sa_checkpoint")
 
 NOTE = "sa_checkpoint_adopted"
+
+
+def schema_of_revision() -> str | None:
+    """The schema that env.py has a revision of ours work in: `context.configure(sa_checkpoint_schema=...)`."""
+    return check_schema(op.get_context().opts.get("sa_checkpoint_schema"))
 
 
 def adopt(definitions: Mapping[str, Sequence[Column[Any]]]) -> set[str]:
@@ -60,7 +65,7 @@ def adopt(definitions: Mapping[str, Sequence[Column[Any]]]) -> set[str]:
         _complete(table, columns[table.name])
         _LOG.info("Adopted the existing table %s with all its rows", table.name)
     if existing:
-        note = op.create_table(NOTE, Column("table_name", Text, primary_key=True))
+        note = op.create_table(NOTE, Column("table_name", Text, primary_key=True), schema=schema_of_revision())
         op.bulk_insert(note, [{"table_name": table.name} for table in existing])
     return {table.name for table in existing}
 
@@ -70,9 +75,9 @@ def adopted() -> set[str]:
     connection = op.get_bind()
     if not inspect(connection).has_table(NOTE, schema=_schema(inspect(connection), connection)):
         return set()
-    note = Table(NOTE, MetaData(), Column("table_name", Text))
+    note = Table(NOTE, MetaData(), Column("table_name", Text), schema=schema_of_revision())
     names = set(connection.scalars(select(note.c.table_name)))
-    op.drop_table(NOTE)
+    op.drop_table(NOTE, schema=schema_of_revision())
     return names
 
 
@@ -85,16 +90,19 @@ def has_index(table: str, name: str) -> bool:
 
 def _schema(inspector: Inspector, connection: Connection) -> str | None:
     """Where the revision creates tables: those of a schema further down the `search_path` are somebody else's."""
-    return version_table_schema(connection) or inspector.default_schema_name
+    return schema_in(connection, schema_of_revision()) or inspector.default_schema_name
 
 
 def _complete(table: Table, found: dict[str, Any]) -> None:
     for column in table.columns:
         if column.name not in found:  # task_path, by what _differences lets pass
-            op.add_column(table.name, Column(column.name, column.type, server_default=text("''"), nullable=False))
+            task_path = Column(column.name, column.type, server_default=text("''"), nullable=False)
+            op.add_column(table.name, task_path, schema=schema_of_revision())
             _LOG.info("Added the column %s to %s", column.name, table.name)
         elif _may_become_nullable(column, found[column.name]):
-            op.alter_column(table.name, column.name, nullable=True, existing_type=column.type)
+            op.alter_column(
+                table.name, column.name, nullable=True, existing_type=column.type, schema=schema_of_revision()
+            )
             _LOG.info("Permitted NULL in the column %s of %s", column.name, table.name)
 
 

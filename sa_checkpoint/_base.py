@@ -6,9 +6,10 @@ What an operation does is in `_operations`; where it gets its connection, in `_b
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -23,11 +24,12 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from sa_checkpoint import _codec, _history, _maintenance, _operations
+from sa_checkpoint import _codec, _history, _maintenance, _operations, _revision
 from sa_checkpoint._binds import Bind
 from sa_checkpoint._execution import Operation
 from sa_checkpoint._operations import Listing
-from sa_checkpoint.errors import is_transient
+from sa_checkpoint._schema import check_schema
+from sa_checkpoint.errors import SchemaOutOfDate, is_schema_error, is_transient
 
 T = TypeVar("T")
 
@@ -45,9 +47,10 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
 
     _bind: Bind
 
-    def __init__(self, bind: Bind, *, serde: SerializerProtocol | None) -> None:
+    def __init__(self, bind: Bind, *, serde: SerializerProtocol | None, schema: str | None) -> None:
         super().__init__(serde=serde)
         self._bind = bind
+        self._schema = check_schema(schema)
 
     @abstractmethod
     def _run(self, operation: Operation[T]) -> T:
@@ -57,24 +60,41 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
     async def _arun(self, operation: Operation[T]) -> T:
         """Run an operation and await it."""
 
-    def _execute(self, operation: Operation[Any], started: Callable[[], None] | None = None) -> Any:
-        """Execute an operation on a connection; on an Engine again, if its transaction lost against another one.
+    def _on(self, bind: Bind) -> Self:
+        """This saver on another bind."""
+        saver = copy.copy(self)
+        saver._bind = bind
+        return saver
+
+    def _execute(self, operation: Operation[Any], started: Callable[[Connection], None] | None = None) -> Any:
+        """Execute an operation on a connection; again, if a transaction of ours lost against another one.
 
         Args:
             operation: What to execute.
-            started: Called when there is a connection.
+            started: Called with the connection when there is one.
+
+        Raises:
+            SchemaOutOfDate: A table or column is missing.
+            UnsupportedDatabase: There are no statements for this database.
         """
         for attempt in range(_ATTEMPTS):
+            connection: Connection | None = None
             try:
-                with self._bind.connect() as connection:
+                with self._bind.connect(writes=operation.writes) as connection:
                     if started:
-                        started()
-                    return operation.execute(connection)
+                        started(connection)
+                    return operation.execute(connection, self._schema)
             except DBAPIError as error:
-                is_last = attempt == _ATTEMPTS - 1
-                if is_last or isinstance(self._bind.source, Connection) or not is_transient(error):
+                if is_schema_error(error):
+                    raise self._out_of_date(error) from error
+                is_ours = connection is not None and connection.closed
+                if attempt == _ATTEMPTS - 1 or not is_ours or not is_transient(error):
                     raise
         raise AssertionError("unreachable")
+
+    def _out_of_date(self, error: DBAPIError) -> SchemaOutOfDate:
+        with self._bind.connect(writes=False) as connection:
+            return _revision.out_of_date(connection, self._schema, str(error.orig))
 
     def get_next_version(self, current: str | None, channel: None) -> str:
         """The version after `current`, in the form that langgraph-checkpoint-postgres uses.

@@ -1,78 +1,191 @@
-"""From what the application has, an Engine or a Connection, to a Connection that an operation works on.
+"""From what the application has to a Connection that an operation works on, and who owns its transaction.
 
-An Engine's connection is checked out for one operation, in a transaction of its own. A Connection of the caller's is
-used as it is: its transaction is the caller's to begin, commit and roll back. Operations take turns on a single
-connection, and on nothing else.
+An Engine's connection is checked out for one operation, in a transaction of its own; so is that of a session which a
+sessionmaker opens for it. A Connection or Session of the caller's is used as it is: its transaction is the caller's to
+begin, commit and roll back, and an operation is a savepoint in it. Operations take turns on a single connection, and
+on nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
-from threading import Lock
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, SingletonThreadPool, StaticPool
+from sqlalchemy import Connection, Engine, SingletonThreadPool, StaticPool, delete
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from sa_checkpoint import _transactions, _turns
 from sa_checkpoint._urls import is_memory
 from sa_checkpoint.errors import InvalidBind
+from sa_checkpoint.models import Checkpoint
 
-_LOCKS: WeakKeyDictionary[Any, Lock] = WeakKeyDictionary()
-_LOCKS_LOCK = Lock()
-_ASYNC_LOCKS: WeakKeyDictionary[Any, WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = WeakKeyDictionary()
+Turn = Callable[[Any], AbstractContextManager[None]]
 
 
-class Bind:
-    """An Engine, or a Connection of the caller's.
+class Bind(ABC):
+    """Where the operations of one saver get their connection.
 
     Attributes:
-        source: Which one.
-        exclusive: Whether all operations share one database connection, so that they have to take turns.
+        turn: Waits until a key is free: in this thread, or in this greenlet of the event loop.
     """
 
-    def __init__(self, source: Engine | Connection) -> None:
-        self.source = source
-        self.exclusive = isinstance(source, Connection) or isinstance(source.pool, StaticPool)
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+
+    @abstractmethod
+    def connect(self, *, writes: bool = True) -> AbstractContextManager[Connection]:
+        """A Connection for as long as an operation's statements run.
+
+        If the operation fails, nothing of it is left, and a caller's transaction is as it was before. A connection
+        that is closed afterwards was in a transaction of ours, which has ended.
+
+        Args:
+            writes: Whether the operation changes anything.
+        """
+
+    @abstractmethod
+    def migrating(self) -> AbstractContextManager[Engine | Connection]:
+        """What Alembic works on: an Engine, or a Connection in the caller's transaction."""
+
+
+class EngineBind(Bind):
+    """An Engine: each operation is a transaction on a connection of its pool."""
+
+    def __init__(self, engine: Engine, turn: Turn) -> None:
+        super().__init__(turn)
+        self.source = engine
 
     @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        """A Connection in a transaction, for as long as statements run."""
-        if isinstance(self.source, Connection):
-            yield self.source
-        else:
-            with self.source.begin() as connection:
+    def connect(self, *, writes: bool = True) -> Iterator[Connection]:
+        with self.turn(_shared(self.source)), self.source.begin() as connection:
+            with _transactions.whole(connection, writes=writes):
                 yield connection
 
-    def turn(self) -> AbstractContextManager[Any]:
-        """Waits for a single connection to be free, also of other savers on it; does nothing where there are more."""
-        if not self.exclusive:
-            return nullcontext()
-        with _LOCKS_LOCK:
-            lock: Lock = _LOCKS.setdefault(self._connection_key(), Lock())
-        return lock
-
-    def aturn(self) -> AbstractAsyncContextManager[Any]:
-        """The same for tasks of the running event loop."""
-        if not self.exclusive:
-            return nullcontext()
-        loops = _ASYNC_LOCKS.setdefault(self._connection_key(), WeakKeyDictionary())
-        # An asyncio.Lock belongs to the loop that first waits for it.
-        return loops.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-
-    def _connection_key(self) -> Any:
-        # An engine's dispose() replaces the pool, and with it the one connection.
-        return self.source if isinstance(self.source, Connection) else self.source.pool
+    @contextmanager
+    def migrating(self) -> Iterator[Engine]:
+        with self.turn(_shared(self.source)):
+            yield self.source
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs in this thread, if one does."""
+class ConnectionBind(Bind):
+    """A Connection of the caller's."""
+
+    def __init__(self, connection: Connection, turn: Turn) -> None:
+        super().__init__(turn)
+        self.source = connection
+
+    @contextmanager
+    def connect(self, *, writes: bool = True) -> Iterator[Connection]:
+        with self.turn(_shared(self.source)), _transactions.savepoint(self.source, writes=writes):
+            yield self.source
+
+    @contextmanager
+    def migrating(self) -> Iterator[Connection]:
+        with self.turn(_shared(self.source)):
+            yield self.source
+
+
+class SessionBind(Bind):
+    """A Session of the caller's: its connection, so that nothing of the caller's is flushed."""
+
+    def __init__(self, session: Session, turn: Turn, is_async: bool) -> None:
+        super().__init__(turn)
+        self.source = session
+        self._is_async = is_async
+
+    @contextmanager
+    def connect(self, *, writes: bool = True) -> Iterator[Connection]:
+        with self.migrating() as connection, _transactions.savepoint(connection, writes=writes):
+            yield connection
+
+    @contextmanager
+    def migrating(self) -> Iterator[Connection]:
+        bind = _routed(self.source, is_async=self._is_async)
+        with self.turn(self.source):
+            connection = self.source.connection(bind_arguments={"bind": bind})
+            with self.turn(_shared(connection)):
+                yield connection
+
+
+class SessionFactoryBind(Bind):
+    """A sessionmaker: each operation opens a session and commits it, with the host's session events and routing."""
+
+    def __init__(self, factory: Callable[[], Session], turn: Turn, is_async: bool) -> None:
+        super().__init__(turn)
+        self.source = factory
+        self._is_async = is_async
+
+    @contextmanager
+    def connect(self, *, writes: bool = True) -> Iterator[Connection]:
+        with self.source() as session:
+            bind = _routed(session, is_async=self._is_async)
+            with self.turn(_shared(bind)):
+                if not session.in_transaction():  # it never is, but for a factory that begins
+                    session.begin()
+                connection = session.connection(bind_arguments={"bind": bind})
+                with _transactions.whole(connection, writes=writes):
+                    yield connection
+                session.commit()
+
+    @contextmanager
+    def migrating(self) -> Iterator[Engine | Connection]:
+        with self.source() as session:
+            bind = _routed(session, is_async=self._is_async)
+            with self.turn(_shared(bind)):
+                yield bind
+
+
+def _shared(bind: Engine | Connection) -> Any:
+    """What operations on this bind take turns on; None if each has a connection of its own."""
+    # An engine's dispose() replaces the pool, and with it the one connection.
+    if isinstance(bind.engine.pool, StaticPool):
+        return bind.engine.pool
+    return bind if isinstance(bind, Connection) else None
+
+
+def _routed(session: Session, *, is_async: bool) -> Engine | Connection:
+    """The bind that the host's session has for our tables.
+
+    A `get_bind` that sends reads to a replica is told of a write, whatever the operation is: a replica that lags
+    behind would hand an agent an old state to go on from.
+    """
     try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+        bind = session.get_bind(mapper=Checkpoint.__mapper__, clause=delete(Checkpoint))
+    except UnboundExecutionError as error:
+        raise InvalidBind(
+            f"The session has no engine for the checkpoint tables ({error}). Give the sessionmaker a bind, add "
+            "sa_checkpoint.models.Base to its binds, or return an engine for our models from get_bind()."
+        ) from error
+    _check_database(bind, is_async=is_async)
+    return bind
+
+
+def _check_database(bind: Any, *, is_async: bool) -> None:
+    """Refuse the engine or connection of a sync program in an async one, and the other way round."""
+    if bind.dialect.is_async and not is_async:
+        raise InvalidBind(
+            f"This {type(bind).__name__} belongs to an async engine: give the AsyncEngine, async_sessionmaker or "
+            "AsyncSession to AsyncSQLAlchemySaver."
+        )
+    if is_async and not bind.dialect.is_async:
+        raise InvalidBind(
+            f"This {type(bind).__name__} belongs to a sync engine: give it, or its sessionmaker or Session, to "
+            "SQLAlchemySaver, whose a… methods serve async graphs, too."
+        )
+
+
+def _check_memory(engine: Any) -> None:
+    if isinstance(engine, Engine) and isinstance(engine.pool, SingletonThreadPool) and is_memory(engine.url):
+        raise InvalidBind(
+            "This engine gives each thread an empty SQLite database of its own, and LangGraph writes checkpoints from "
+            "background threads. Create it with create_engine(url, poolclass=StaticPool, "
+            'connect_args={"check_same_thread": False}), or use a file.'
+        )
 
 
 def _asyncio_class(*names: str) -> tuple[type[Any], ...]:
@@ -81,58 +194,102 @@ def _asyncio_class(*names: str) -> tuple[type[Any], ...]:
     return tuple(getattr(module, name) for name in names) if module else ()
 
 
-def sync_bind(bind: Engine | Connection) -> Bind:
+_SYNC = (Engine, sessionmaker, scoped_session, Connection, Session)
+_ASYNC = ("AsyncEngine", "async_sessionmaker", "async_scoped_session", "AsyncConnection", "AsyncSession")
+
+
+def sync_bind(bind: Any) -> Bind:
     """What `SQLAlchemySaver` works on.
 
     Raises:
         InvalidBind: It is something else, or an engine on which threads would not see the same database.
     """
-    if isinstance(bind, _asyncio_class("AsyncEngine", "AsyncConnection")):
+    if isinstance(bind, _asyncio_class(*_ASYNC)):
         raise InvalidBind(
             f"{type(bind).__name__} is for AsyncSQLAlchemySaver: use that class, or give SQLAlchemySaver an Engine "
             "from create_engine()."
         )
-    _check(bind, "SQLAlchemySaver", (Engine, Connection))
-    if bind.dialect.is_async:
-        raise InvalidBind(
-            f"This {type(bind).__name__} belongs to an async engine: give the AsyncEngine to AsyncSQLAlchemySaver."
-        )
-    if isinstance(bind, Engine) and isinstance(bind.pool, SingletonThreadPool) and is_memory(bind.url):
-        raise InvalidBind(
-            "This engine gives each thread an empty SQLite database of its own, and LangGraph writes checkpoints from "
-            "background threads. Create it with create_engine(url, poolclass=StaticPool, "
-            'connect_args={"check_same_thread": False}), or use a file.'
-        )
-    return Bind(bind)
+    _check_kind(bind, "SQLAlchemySaver", _SYNC)
+    if isinstance(bind, Session):
+        return SessionBind(bind, _turns.turn, is_async=False)
+    if isinstance(bind, sessionmaker | scoped_session):
+        factory = bind.session_factory if isinstance(bind, scoped_session) else bind
+        given = _bind_of(factory)
+        if given is not None:
+            _check_memory(given)
+            _check_database(given, is_async=False)
+        return SessionFactoryBind(factory, _turns.turn, is_async=False)
+    _check_database(bind, is_async=False)
+    _check_memory(bind)
+    return EngineBind(bind, _turns.turn) if isinstance(bind, Engine) else ConnectionBind(bind, _turns.turn)
 
 
 def async_bind(bind: Any) -> Bind:
-    """What `AsyncSQLAlchemySaver` works on: the sync side of an AsyncEngine or AsyncConnection.
+    """What `AsyncSQLAlchemySaver` works on: the sync side of what the application has.
 
     Raises:
         InvalidBind: It is something else, or a connection that has not been awaited.
     """
-    if isinstance(bind, Engine | Connection):
+    if isinstance(bind, _SYNC):
         raise InvalidBind(
             f"{type(bind).__name__} is for SQLAlchemySaver, whose a… methods serve async graphs, too: use that class, "
             "or give AsyncSQLAlchemySaver an AsyncEngine from create_async_engine()."
         )
-    _check(bind, "AsyncSQLAlchemySaver", _asyncio_class("AsyncEngine", "AsyncConnection"))
+    _check_kind(bind, "AsyncSQLAlchemySaver", _asyncio_class(*_ASYNC))
+    if isinstance(bind, _asyncio_class("AsyncSession")):
+        return SessionBind(bind.sync_session, _turns.async_turn, is_async=True)
+    if isinstance(bind, _asyncio_class("async_sessionmaker", "async_scoped_session")):
+        factory = bind.session_factory if isinstance(bind, _asyncio_class("async_scoped_session")) else bind
+        given = _bind_of(factory)
+        if given is not None:
+            _check_database(given, is_async=True)
+        return SessionFactoryBind(lambda: factory().sync_session, _turns.async_turn, is_async=True)
     if isinstance(bind, _asyncio_class("AsyncEngine")):
-        return Bind(bind.sync_engine)
+        return EngineBind(bind.sync_engine, _turns.async_turn)
     if bind.sync_connection is None:
         raise InvalidBind(
             "This AsyncConnection has not been started: use `async with engine.connect() as connection`, or await it."
         )
-    return Bind(bind.sync_connection)
+    return ConnectionBind(bind.sync_connection, _turns.async_turn)
 
 
-def _check(bind: Any, saver: str, kinds: tuple[type[Any], ...]) -> None:
+def callers(bind: Any) -> Any:
+    """Check what `using()` is given: something that is in a transaction of the caller's.
+
+    Returns:
+        It, or the current session of a scoped_session.
+
+    Raises:
+        InvalidBind: It begins transactions of its own.
+    """
+    if isinstance(bind, scoped_session | _asyncio_class("async_scoped_session")):
+        return bind()
+    if isinstance(bind, Engine | sessionmaker | _asyncio_class("AsyncEngine", "async_sessionmaker")):
+        raise InvalidBind(
+            f"using() is for a transaction of yours, and {type(bind).__name__} has none: pass a Connection or a "
+            "Session. For a saver whose calls commit by themselves, give it to the class."
+        )
+    return bind
+
+
+def _bind_of(factory: Any) -> Any:
+    """The engine or connection that a sessionmaker gives its sessions, if it is known beforehand."""
+    return getattr(factory, "kw", {}).get("bind")
+
+
+def _check_kind(bind: Any, saver: str, kinds: tuple[type[Any], ...]) -> None:
     if isinstance(bind, kinds):
         return
-    takes = "an Engine or a Connection" if saver == "SQLAlchemySaver" else "an AsyncEngine or an AsyncConnection"
-    if isinstance(bind, str):
-        hint = f"for a URL, use {saver}.from_conn_string(url)"
-    else:
-        hint = "from a Session, pass its engine or its connection()"
-    raise InvalidBind(f"{saver} takes {takes} of SQLAlchemy, not {type(bind).__name__}: {hint}.")
+    names = [kind.__name__ for kind in kinds] or list(_ASYNC)
+    hint = f": for a URL, use {saver}.from_conn_string(url)" if isinstance(bind, str) else ""
+    raise InvalidBind(
+        f"{saver} takes SQLAlchemy's {', '.join(names[:-1])} or {names[-1]}, not {type(bind).__name__}{hint}."
+    )
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from sa_checkpoint._postgresql import PostgreSQLStatements
 from sa_checkpoint._records import Rows
 from sa_checkpoint._sqlite import SQLiteStatements
 from sa_checkpoint._statements import Call, Statements
-from sa_checkpoint._tables import TABLES
-from sa_checkpoint.errors import SchemaOutOfDate, UnsupportedDatabase, is_schema_error
+from sa_checkpoint._tables import tables_in
+from sa_checkpoint.errors import UnsupportedDatabase
 
 T = TypeVar("T")
 
@@ -25,12 +24,14 @@ _STRATEGIES: Mapping[str, type[Statements]] = {
 }
 
 
-@cache
-def statements_for(dialect: str) -> Statements:
-    """The statements of a dialect, built at first use.
+# As many as the schemas that a process may use at a time: a set of statements takes a while to build.
+@lru_cache(maxsize=256)
+def statements_for(dialect: str, schema: str | None = None) -> Statements:
+    """The statements of a dialect on the tables of a schema, built at first use.
 
     Args:
         dialect: SQLAlchemy's name of it.
+        schema: None for unqualified tables.
 
     Raises:
         UnsupportedDatabase: There are none.
@@ -41,7 +42,7 @@ def statements_for(dialect: str) -> Statements:
             + " or ".join(sorted(_STRATEGIES))
             + "."
         )
-    return _STRATEGIES[dialect](TABLES)
+    return _STRATEGIES[dialect](tables_in(schema))
 
 
 @dataclass(frozen=True)
@@ -67,28 +68,20 @@ class Operation(Generic[T]):
     Attributes:
         work: Executes statements; a connection is held for just that.
         decode: Makes the result of what `work` returned, when the connection has been given back.
+        writes: Whether it changes anything.
     """
 
     work: Callable[[Transaction], Any]
     decode: Callable[[Any], T]
+    writes: bool = True
 
-    def execute(self, connection: Connection) -> Any:
-        """Do the work; the transaction is the caller's.
+    def execute(self, connection: Connection, schema: str | None = None) -> Any:
+        """Do the work on the tables of a schema; the transaction is the caller's.
 
         Raises:
-            SchemaOutOfDate: A table or column is missing.
             UnsupportedDatabase: There are no statements for this database.
         """
-        try:
-            return self.work(Transaction(connection, statements_for(connection.dialect.name)))
-        except DBAPIError as error:
-            if not is_schema_error(error):
-                raise
-            url = connection.engine.url.render_as_string(hide_password=True)
-            raise SchemaOutOfDate(
-                f"The checkpoint tables in {url} are missing or older than this version of sa_checkpoint "
-                f"({error.orig}). Run `alembic upgrade head`, or call the saver's setup()."
-            ) from error
+        return self.work(Transaction(connection, statements_for(connection.dialect.name, schema)))
 
 
 def executing(calls: Callable[[Statements], list[Call]], result: T) -> Operation[T]:

@@ -35,7 +35,7 @@ def get_delta_channel_history(
     def decode(rows: Rows) -> Mapping[str, DeltaChannelHistory]:
         return {channel: _history(serde, [row for row in rows if row.channel == channel]) for (channel,) in names}
 
-    return Operation(work, decode)
+    return Operation(work, decode, writes=False)
 
 
 def _history(serde: SerializerProtocol, rows: Sequence[Row[Any]]) -> DeltaChannelHistory:

@@ -77,7 +77,7 @@ def threads_of_runs(run_ids: Sequence[str]) -> Operation[Sequence[str]]:
         parameters = statements.row_values("runs", ("run_id",), [(run_id,) for run_id in run_ids])
         return transaction.run(Call(thread_statements.threads_of_runs(statements), parameters))
 
-    return Operation(work, lambda rows: [row.thread_id for row in rows])
+    return Operation(work, lambda rows: [row.thread_id for row in rows], writes=False)
 
 
 def delete_runs_of_thread(thread_id: str, run_ids: Sequence[str]) -> Operation[None]:

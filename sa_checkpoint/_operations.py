@@ -151,7 +151,7 @@ def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[Ch
     def decode(rows: Rows) -> CheckpointTuple | None:
         return next((record.load(serde) for record in records_of(rows)), None)
 
-    return Operation(work, decode)
+    return Operation(work, decode, writes=False)
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Listing:
                 return Page(fitting, None)
             return Page(fitting, self._after(records[-1], wanted))
 
-        return Operation(work, decode)
+        return Operation(work, decode, writes=False)
 
     def _after(self, last: Record, limit: int | None) -> Listing:
         key = {

@@ -1,25 +1,31 @@
-"""`AsyncSQLAlchemySaver`: LangGraph's checkpointer on an application's AsyncEngine."""
+"""`AsyncSQLAlchemySaver`: LangGraph's checkpointer on an application's AsyncEngine, sessions or transaction."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection
 from sqlalchemy.util import greenlet_spawn
 
-from sa_checkpoint import migrations
+from sa_checkpoint import _alembic
 from sa_checkpoint._base import BaseSQLAlchemySaver
-from sa_checkpoint._binds import async_bind, running_loop
+from sa_checkpoint._binds import async_bind, callers, running_loop
 from sa_checkpoint._execution import Operation
 from sa_checkpoint._urls import create_own_async_engine
 from sa_checkpoint.errors import MissingDriver, SyncCallOnEventLoop
 
 try:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import (
+        AsyncConnection,
+        AsyncEngine,
+        AsyncSession,
+        async_scoped_session,
+        async_sessionmaker,
+    )
 except ImportError as error:  # SQLAlchemy 2.1 without greenlet
     raise MissingDriver(f'{error}. Install it with: pip install "sa-checkpoint[asyncio]"') from error
 
@@ -27,34 +33,72 @@ T = TypeVar("T")
 
 
 class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
-    """A checkpointer on a SQLAlchemy AsyncEngine or AsyncConnection.
+    """A checkpointer on what an asyncio application has: an AsyncEngine, async_sessionmaker, or a transaction.
 
-    On an AsyncEngine, each call checks one connection out, for as long as its statements run, and commits before it
-    returns; calls from several tasks run in parallel, as far as the pool goes. The engine is used as it is and never
-    disposed of. On an AsyncConnection, calls take turns and work in whatever transaction it is in: they do not
-    commit, roll back or close, so nothing is stored until the caller commits.
+    On an **AsyncEngine**, each call checks one connection out, for as long as its statements run, and commits before
+    it returns; calls from several tasks run in parallel, as far as the pool goes. The engine is used as it is and
+    never disposed of.
+
+    On an **async_sessionmaker**, each call opens a session, works on its connection, and commits and closes it, so
+    that the application's session events and `get_bind` routing apply. `get_bind` is asked for the engine of a write,
+    for reading calls, too. An **async_scoped_session** stands for its factory: calls never use a task's current
+    session, which LangGraph's tasks do not share (`using` does).
+
+    On an **AsyncConnection** or **AsyncSession**, calls take turns and work in the transaction that it is in, or begin
+    one. They do not commit, roll back, close or flush, so nothing is stored until the caller commits. Each call is a
+    savepoint: if it fails, the transaction is as it was before. On a connection in autocommit each call is stored at
+    once.
 
     The blocking methods (`put`, `get_tuple`, …) work from other threads, where they wait for the event loop that the
     saver was made or last used on. On that loop itself they raise `SyncCallOnEventLoop`, since they would wait for
     ever.
 
     Args:
-        bind: The AsyncEngine or AsyncConnection.
+        bind: One of these.
         serde: The serializer of channel values and writes; LangGraph's `JsonPlusSerializer` by default.
+        schema: The database schema of the checkpoint tables. None for unqualified tables: the `search_path`, or the
+            engine's `schema_translate_map`, says where they are.
 
     Raises:
         InvalidBind: `bind` is of another kind; the message says which class takes it.
+        InvalidSchema: `schema` is not an identifier.
     """
 
-    def __init__(self, bind: AsyncEngine | AsyncConnection, *, serde: SerializerProtocol | None = None) -> None:
-        super().__init__(async_bind(bind), serde=serde)
-        self._source = bind
+    def __init__(
+        self,
+        bind: AsyncEngine | async_sessionmaker[Any] | async_scoped_session[Any] | AsyncConnection | AsyncSession,
+        *,
+        serde: SerializerProtocol | None = None,
+        schema: str | None = None,
+    ) -> None:
+        super().__init__(async_bind(bind), serde=serde, schema=schema)
         self._loop = running_loop()
+
+    def using(self, bind: AsyncConnection | AsyncSession | async_scoped_session[Any]) -> Self:
+        """This saver in a transaction of yours: what it does is committed with your own rows, or not at all.
+
+        It is cheap enough to be made for each request.
+
+        Args:
+            bind: Your AsyncConnection or AsyncSession; of an async_scoped_session, its current one.
+
+        Returns:
+            A saver with the same serde and schema that commits nothing.
+
+        Raises:
+            InvalidBind: It has no transaction of yours.
+        """
+        return self._on(async_bind(callers(bind)))
 
     @classmethod
     @asynccontextmanager
     async def from_conn_string(
-        cls, url: str | URL, *, serde: SerializerProtocol | None = None, **engine_kwargs: Any
+        cls,
+        url: str | URL,
+        *,
+        serde: SerializerProtocol | None = None,
+        schema: str | None = None,
+        **engine_kwargs: Any,
     ) -> AsyncIterator[Self]:
         """A saver on an engine of its own, which is disposed of at the end of the `async with` block.
 
@@ -63,6 +107,7 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
         Args:
             url: Any SQLAlchemy URL. `postgresql://` and `postgres://` mean psycopg, `sqlite://` means aiosqlite.
             serde: As in the constructor.
+            schema: As in the constructor.
             **engine_kwargs: Passed on to `sqlalchemy.ext.asyncio.create_async_engine`.
 
         Raises:
@@ -72,28 +117,26 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
         """
         engine = create_own_async_engine(url, **engine_kwargs)
         try:
-            yield cls(engine, serde=serde)
+            yield cls(engine, serde=serde, schema=schema)
         finally:
             await engine.dispose()
 
     async def setup(self) -> None:
         """Create or upgrade the tables: `alembic upgrade head`, from Python.
 
-        It may be called at every start, by any number of processes and tasks at once. On an AsyncEngine it is one
-        transaction; on an AsyncConnection it works in the caller's.
+        It may be called at every start, by any number of processes and tasks at once. It is one transaction; on an
+        AsyncConnection or AsyncSession it works in the caller's.
         """
-        async with self._bind.aturn():
-            await migrations.aupgrade(self._source)
+        await _alembic.arun(self._bind, self._schema, _alembic.upgrading())
 
     async def _arun(self, operation: Operation[T]) -> T:
         self._loop = asyncio.get_running_loop()
-        started = asyncio.Event()
-        async with self._bind.aturn():
-            # What AsyncConnection.run_sync does, with checkout and commit inside: one switch instead of three.
-            result = await self._finished(greenlet_spawn(self._execute, operation, started.set), started)
+        started: list[Connection] = []
+        # What AsyncConnection.run_sync does, with checkout and commit inside: one switch instead of three.
+        result = await self._finished(greenlet_spawn(self._execute, operation, started.append), started)
         return operation.decode(result)
 
-    async def _finished(self, work: Coroutine[Any, Any, Any], started: asyncio.Event) -> Any:
+    async def _finished(self, work: Coroutine[Any, Any, Any], started: Sequence[Connection]) -> Any:
         """Await work on a connection, and if this is cancelled, wait until the connection has been given back.
 
         The work is cancelled, too, but only once: a second time would interrupt its rollback. On aiosqlite's
@@ -104,7 +147,7 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if self._bind.source.dialect.name != "sqlite" or not started.is_set():
+            if not started or started[0].dialect.name != "sqlite":
                 task.cancel()
             while not task.done():
                 with suppress(asyncio.CancelledError):

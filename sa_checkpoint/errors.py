@@ -27,6 +27,10 @@ class InvalidValue(CheckpointerError, ValueError):
     """A checkpoint, its metadata, a write or a filter holds something that cannot be stored or compared."""
 
 
+class InvalidSchema(CheckpointerError, ValueError):
+    """The name of a schema is not an identifier, or there is no such schema and none can be created."""
+
+
 class ThreadExists(CheckpointerError, ValueError):
     """The target of a copy has rows already."""
 
@@ -49,6 +53,10 @@ class SchemaOutOfDate(CheckpointerError):
 
 class SchemaMismatch(CheckpointerError):
     """There are tables with the names of ours that are not checkpoint tables of LangGraph's."""
+
+
+class MigrationUnderWay(CheckpointerError, RuntimeError):
+    """Alembic is running already in this process, and cannot run a second migration inside the first."""
 
 
 # SQLSTATE: undefined_table, undefined_column

@@ -1,174 +1,198 @@
-"""The checkpoint tables' Alembic lineage, from Python: where its revisions are, and how to run them.
+"""The checkpoint tables' Alembic lineage, from Python: how to run it, and how to live with it in an application's own.
 
 DDL is in the revisions (`alembic/versions`) and nowhere else. They run the same way from `alembic.ini`, from here and
 from the savers' `setup()`: in one transaction that also holds a lock, so any number of processes may start at once.
+
+Each function takes what a saver takes. On an Engine or sessionmaker it is one transaction; on a Connection or Session
+it works in the caller's, which stays the caller's to commit or roll back. The application's logging is left alone.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import BigInteger, Connection, Engine, func, literal, select
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
-from sa_checkpoint._binds import async_bind, running_loop
-from sa_checkpoint.errors import SyncCallOnEventLoop
+from sa_checkpoint import _alembic, _revision
+from sa_checkpoint._adoption import NOTE
+from sa_checkpoint._alembic import alembic_config, script_location
+from sa_checkpoint._binds import Bind, async_bind, sync_bind
+from sa_checkpoint._revision import HEAD, VERSION_TABLE
+from sa_checkpoint._schema import check_schema
 from sa_checkpoint.models import metadata
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import (
+        AsyncConnection,
+        AsyncEngine,
+        AsyncSession,
+        async_scoped_session,
+        async_sessionmaker,
+    )
 
-VERSION_TABLE = "sa_checkpoint_alembic_version"
+    SyncBind = Engine | sessionmaker[Any] | scoped_session[Any] | Connection | Session
+    AsyncBind = AsyncEngine | async_sessionmaker[Any] | async_scoped_session[Any] | AsyncConnection | AsyncSession
 
-# Any number will do, as long as all versions of this package use the same one.
-_ADVISORY_LOCK = int.from_bytes(b"sa_check", "big")
-
-# Alembic keeps the migration that is under way in module globals, so a process can run only one at a time.
-_PROCESS_LOCK = Lock()
-_POLL_SECONDS = 0.01
-# The event loop that the lock's holder runs on, if it does.
-_holder: asyncio.AbstractEventLoop | None = None
-
-
-def script_location() -> Path:
-    """The folder with `env.py` and the revisions: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).parent
-    inside = package / "alembic"
-    return inside if inside.is_dir() else package.parent / "alembic"
-
-
-def alembic_config(bind: Engine | Connection | None = None) -> Config:
-    """An Alembic `Config` of our lineage, for `alembic.command`.
-
-    Args:
-        bind: What to run on. Without one, the database is that of `$SA_CHECKPOINT_URL`, or
-            `sqlite:///checkpoints.db`.
-    """
-    config = Config()
-    # Config interpolates "%" in option values.
-    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
-    config.attributes["connection"] = bind
-    return config
+__all__ = [
+    "HEAD",
+    "VERSION_TABLE",
+    "acheck",
+    "acurrent",
+    "adowngrade",
+    "alembic_config",
+    "astamp",
+    "aupgrade",
+    "check",
+    "current",
+    "downgrade",
+    "include_name",
+    "script_location",
+    "stamp",
+    "upgrade",
+]
 
 
-def upgrade(bind: Engine | Connection, revision: str = "head") -> None:
+def upgrade(bind: SyncBind, revision: str = "head", *, schema: str | None = None) -> None:
     """Create or upgrade the checkpoint tables.
 
     Args:
-        bind: An Engine, on which this is one transaction; or a Connection, whose transaction stays the caller's to
-            commit or roll back.
+        bind: What a `SQLAlchemySaver` takes.
         revision: An Alembic revision of our lineage.
+        schema: The schema of the tables and of the version table, which is created. None for unqualified ones.
+
+    Raises:
+        InvalidBind: `bind` is of another kind.
+        InvalidSchema: `schema` is not an identifier; or, on SQLite, not an attached database.
+        SchemaMismatch: There are tables of these names with another shape. Nothing has been changed.
+        MigrationUnderWay: This is called inside another migration, such as a revision of the application's.
     """
-    with _exclusively():
-        command.upgrade(alembic_config(bind), revision)
+    _alembic.run(sync_bind(bind), schema, _alembic.upgrading(revision))
 
 
-def downgrade(bind: Engine | Connection, revision: str) -> None:
-    """Go back to an earlier revision. "base" drops the tables with all that is in them.
+async def aupgrade(bind: AsyncBind, revision: str = "head", *, schema: str | None = None) -> None:
+    """The async twin of `upgrade`, on what an `AsyncSQLAlchemySaver` takes."""
+    await _alembic.arun(async_bind(bind), schema, _alembic.upgrading(revision))
+
+
+def downgrade(bind: SyncBind, revision: str, *, schema: str | None = None) -> None:
+    """Go back to an earlier revision. "base" drops the tables that the upgrade created, with all that is in them.
 
     Args:
         bind: As in `upgrade`.
         revision: An Alembic revision of our lineage.
+        schema: As in `upgrade`. It is not dropped.
+
+    Raises:
+        InvalidBind: `bind` is of another kind.
+        InvalidSchema: `schema` is not an identifier.
+        MigrationUnderWay: This is called inside another migration.
     """
-    with _exclusively():
-        command.downgrade(alembic_config(bind), revision)
+    _alembic.run(sync_bind(bind), schema, _alembic.downgrading(revision))
 
 
-async def aupgrade(bind: AsyncEngine | AsyncConnection, revision: str = "head") -> None:
-    """The async twin of `upgrade`.
+async def adowngrade(bind: AsyncBind, revision: str, *, schema: str | None = None) -> None:
+    """The async twin of `downgrade`."""
+    await _alembic.arun(async_bind(bind), schema, _alembic.downgrading(revision))
+
+
+def stamp(bind: SyncBind, revision: str = "head", *, schema: str | None = None) -> None:
+    """Write a revision into the version table without running it, for tables that came about in another way.
 
     Args:
-        bind: An AsyncEngine, on which this is one transaction; or an AsyncConnection, whose transaction stays the
-            caller's to commit or roll back.
-        revision: An Alembic revision of our lineage.
+        bind: As in `upgrade`.
+        revision: An Alembic revision of our lineage; "base" for none.
+        schema: As in `upgrade`.
+
+    Raises:
+        InvalidBind: `bind` is of another kind.
+        InvalidSchema: `schema` is not an identifier; or, on SQLite, not an attached database.
+        MigrationUnderWay: This is called inside another migration.
     """
-    source = async_bind(bind).source
-    async with _aexclusively():
-        await greenlet_spawn(command.upgrade, alembic_config(source), revision)
+    _alembic.run(sync_bind(bind), schema, _alembic.stamping(revision))
 
 
-@contextmanager
-def _exclusively() -> Iterator[None]:
-    """Hold the process's lock."""
-    if not _PROCESS_LOCK.acquire(blocking=False):
-        if _holder is not None and _holder is running_loop():
-            raise SyncCallOnEventLoop(
-                "A migration is under way on this event loop, and waiting for it here would stop it for ever: await "
-                "AsyncSQLAlchemySaver.setup() or migrations.aupgrade() instead, or call this in another thread."
-            )
-        _PROCESS_LOCK.acquire()
-    try:
-        yield
-    finally:
-        _PROCESS_LOCK.release()
+async def astamp(bind: AsyncBind, revision: str = "head", *, schema: str | None = None) -> None:
+    """The async twin of `stamp`."""
+    await _alembic.arun(async_bind(bind), schema, _alembic.stamping(revision))
 
 
-@asynccontextmanager
-async def _aexclusively() -> AsyncIterator[None]:
-    """Hold the process's lock without blocking the event loop, on which its holder may have to go on."""
-    global _holder
-    while not _PROCESS_LOCK.acquire(blocking=False):  # noqa: ASYNC110 (other threads hold it, too)
-        await asyncio.sleep(_POLL_SECONDS)
-    _holder = asyncio.get_running_loop()
-    try:
-        yield
-    finally:
-        _holder = None
-        _PROCESS_LOCK.release()
-
-
-@contextmanager
-def transaction(bind: Engine | Connection) -> Iterator[Connection]:
-    """A Connection in a transaction in which no other process migrates this database; `env.py` works in it.
+def current(bind: SyncBind, *, schema: str | None = None) -> str | None:
+    """The revision that the database is at.
 
     Args:
-        bind: An Engine, on which the transaction is committed at the end; or a Connection, on which it is not.
+        bind: As in `upgrade`.
+        schema: As in `upgrade`.
+
+    Returns:
+        What the version table of our lineage says; without one, what the application's `alembic_version` says of our
+        branch. None if neither names a revision of ours, which a branch that another revision depends on does not.
+
+    Raises:
+        InvalidBind: `bind` is of another kind.
+        InvalidSchema: `schema` is not an identifier.
     """
-    if isinstance(bind, Connection):
-        _lock(bind)
-        yield bind
-        return
-    with bind.connect() as connection:
-        if bind.dialect.name == "postgresql":
-            # The lock goes with the transaction, so there has to be one; and what others did while we waited for the
-            # lock has to be seen, which REPEATABLE READ would not.
-            connection.execution_options(isolation_level="READ COMMITTED")
-        with connection.begin():
-            _lock(connection)
-            yield connection
+    return _current(sync_bind(bind), check_schema(schema))
 
 
-def _lock(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(literal(_ADVISORY_LOCK, BigInteger))))
-    elif connection.dialect.name == "sqlite":
-        # Python's sqlite3 begins no transaction before DDL, and one that reads first could not write after another
-        # writer: this one begins with the write lock. Some hosts have it begin otherwise, and then it has begun.
-        if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+async def acurrent(bind: AsyncBind, *, schema: str | None = None) -> str | None:
+    """The async twin of `current`."""
+    return await greenlet_spawn(_current, async_bind(bind), check_schema(schema))
 
 
-def version_table_schema(connection: Connection) -> str | None:
-    """Where the version table is, if the host's `schema_translate_map` puts unqualified tables in a schema.
+def check(bind: SyncBind, *, schema: str | None = None) -> None:
+    """Make sure that the savers will find the tables that they need. For a program's start; the savers never call it.
 
-    Alembic creates the table through the map, but looks for it without.
+    Tables whose revision no version table names, such as those that the application's own revisions have created, are
+    checked by their columns alone.
+
+    Args:
+        bind: As in `upgrade`.
+        schema: As in `upgrade`.
+
+    Raises:
+        SchemaOutOfDate: They are at another revision than `HEAD`, or incomplete. The message names both revisions and
+            the command to run.
+        InvalidBind: `bind` is of another kind.
+        InvalidSchema: `schema` is not an identifier.
     """
-    schemas: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
-    return schemas.get(None)
+    _check(sync_bind(bind), check_schema(schema))
 
 
-def include_name(name: str | None, type_: str, parent_names: Any) -> bool:
-    """For Alembic's `include_name`: of the tables in a database, only ours are compared with the models."""
-    return type_ != "table" or name in metadata.tables
+async def acheck(bind: AsyncBind, *, schema: str | None = None) -> None:
+    """The async twin of `check`."""
+    await greenlet_spawn(_check, async_bind(bind), check_schema(schema))
 
 
-def include_object(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
-    """For Alembic's `include_object`: the indexes that langgraph-checkpoint-postgres has besides are not compared."""
-    return type_ != "index" or name in {index.name for table in metadata.tables.values() for index in table.indexes}
+def _current(bind: Bind, schema: str | None) -> str | None:
+    with bind.connect(writes=False) as connection:
+        return _revision.current(connection, schema)
+
+
+def _check(bind: Bind, schema: str | None) -> None:
+    with bind.connect(writes=False) as connection:
+        missing = _revision.missing(connection, schema)
+        if missing or _revision.current(connection, schema) not in (None, HEAD):
+            raise _revision.out_of_date(connection, schema, ", ".join(missing))
+
+
+def include_name(name: str | None, type_: str, parent_names: Any, *, schema: str | None = None) -> bool:
+    """For `context.configure(include_name=...)` in an application's env.py: leave the checkpoint tables alone.
+
+    Without it, `alembic revision --autogenerate` would drop tables that are in the database and not in the
+    application's metadata. It is composed with a rule of the application's like this:
+    `lambda *args: migrations.include_name(*args) and my_rule(*args)`; and for tables in a schema with
+    `functools.partial(migrations.include_name, schema="agents")`.
+
+    Args:
+        name: The name of a table, or of something else, in the database.
+        type_: What it is, as Alembic calls it.
+        parent_names: The names of what it is in, as Alembic passes them.
+        schema: The schema of the checkpoint tables, or None for the default one.
+
+    Returns:
+        False for a checkpoint table, our version table and our note of adopted tables.
+    """
+    is_ours = type_ == "table" and name in {*metadata.tables, VERSION_TABLE, NOTE}
+    return not (is_ours and parent_names.get("schema_name") == schema)

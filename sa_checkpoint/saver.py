@@ -1,4 +1,4 @@
-"""`SQLAlchemySaver`: LangGraph's checkpointer on an application's Engine."""
+"""`SQLAlchemySaver`: LangGraph's checkpointer on an application's Engine, sessions or transaction."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, Self, TypeVar
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from sa_checkpoint import migrations
+from sa_checkpoint import _alembic
 from sa_checkpoint._base import BaseSQLAlchemySaver
-from sa_checkpoint._binds import sync_bind
+from sa_checkpoint._binds import callers, sync_bind
 from sa_checkpoint._execution import Operation
 from sa_checkpoint._urls import create_own_engine
 
@@ -20,30 +21,68 @@ T = TypeVar("T")
 
 
 class SQLAlchemySaver(BaseSQLAlchemySaver):
-    """A checkpointer on a SQLAlchemy Engine or Connection.
+    """A checkpointer on what a SQLAlchemy application has: an Engine, sessionmaker, or a transaction.
 
-    On an Engine, each call checks one connection out, for as long as its statements run, and commits before it
+    On an **Engine**, each call checks one connection out, for as long as its statements run, and commits before it
     returns; calls from several threads run in parallel, as far as the pool goes. The Engine is used as it is and never
-    disposed of. On a Connection, calls take turns and work in whatever transaction it is in: they do not commit, roll
-    back or close, so nothing is stored until the caller commits.
+    disposed of.
+
+    On a **sessionmaker**, each call opens a session, works on its connection, and commits and closes it, so that the
+    application's session events and `get_bind` routing apply. `get_bind` is asked for the engine of a write, for
+    reading calls, too. A **scoped_session** stands for its factory: calls never use a thread's current session, which
+    LangGraph's background threads do not share (`using` does).
+
+    On a **Connection** or **Session**, calls take turns and work in the transaction that it is in, or begin one. They
+    do not commit, roll back, close or flush, so nothing is stored until the caller commits. Each call is a savepoint:
+    if it fails, the transaction is as it was before. On a Connection in autocommit each call is stored at once.
 
     The `a…` methods run the same calls in a worker thread, so that a sync engine serves an async graph.
 
     Args:
-        bind: The Engine or Connection.
+        bind: One of these.
         serde: The serializer of channel values and writes; LangGraph's `JsonPlusSerializer` by default.
+        schema: The database schema of the checkpoint tables. None for unqualified tables: the `search_path`, or the
+            engine's `schema_translate_map`, says where they are.
 
     Raises:
         InvalidBind: `bind` is of another kind; the message says which class takes it.
+        InvalidSchema: `schema` is not an identifier.
     """
 
-    def __init__(self, bind: Engine | Connection, *, serde: SerializerProtocol | None = None) -> None:
-        super().__init__(sync_bind(bind), serde=serde)
+    def __init__(
+        self,
+        bind: Engine | sessionmaker[Any] | scoped_session[Any] | Connection | Session,
+        *,
+        serde: SerializerProtocol | None = None,
+        schema: str | None = None,
+    ) -> None:
+        super().__init__(sync_bind(bind), serde=serde, schema=schema)
+
+    def using(self, bind: Connection | Session | scoped_session[Any]) -> Self:
+        """This saver in a transaction of yours: what it does is committed with your own rows, or not at all.
+
+        It is cheap enough to be made for each request.
+
+        Args:
+            bind: Your Connection or Session; of a scoped_session, its current one.
+
+        Returns:
+            A saver with the same serde and schema that commits nothing.
+
+        Raises:
+            InvalidBind: It has no transaction of yours.
+        """
+        return self._on(sync_bind(callers(bind)))
 
     @classmethod
     @contextmanager
     def from_conn_string(
-        cls, url: str | URL, *, serde: SerializerProtocol | None = None, **engine_kwargs: Any
+        cls,
+        url: str | URL,
+        *,
+        serde: SerializerProtocol | None = None,
+        schema: str | None = None,
+        **engine_kwargs: Any,
     ) -> Iterator[Self]:
         """A saver on an engine of its own, which is disposed of at the end of the `with` block.
 
@@ -52,6 +91,7 @@ class SQLAlchemySaver(BaseSQLAlchemySaver):
         Args:
             url: Any SQLAlchemy URL. `postgresql://` and `postgres://` mean psycopg.
             serde: As in the constructor.
+            schema: As in the constructor.
             **engine_kwargs: Passed on to `sqlalchemy.create_engine`.
 
         Raises:
@@ -61,23 +101,20 @@ class SQLAlchemySaver(BaseSQLAlchemySaver):
         """
         engine = create_own_engine(url, **engine_kwargs)
         try:
-            yield cls(engine, serde=serde)
+            yield cls(engine, serde=serde, schema=schema)
         finally:
             engine.dispose()
 
     def setup(self) -> None:
         """Create or upgrade the tables: `alembic upgrade head`, from Python.
 
-        It may be called at every start, by any number of processes and threads at once. On an Engine it is one
-        transaction; on a Connection it works in the caller's.
+        It may be called at every start, by any number of processes and threads at once. It is one transaction; on a
+        Connection or Session it works in the caller's.
         """
-        with self._bind.turn():
-            migrations.upgrade(self._bind.source)
+        _alembic.run(self._bind, self._schema, _alembic.upgrading())
 
     def _run(self, operation: Operation[T]) -> T:
-        with self._bind.turn():
-            rows = self._execute(operation)
-        return operation.decode(rows)
+        return operation.decode(self._execute(operation))
 
     async def _arun(self, operation: Operation[T]) -> T:
         return await asyncio.to_thread(self._run, operation)

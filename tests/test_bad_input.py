@@ -15,14 +15,15 @@ from uuid import UUID
 import pytest
 from sqlalchemy import URL, StaticPool, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver, migrations
 from sa_checkpoint.errors import (
     CheckpointerError,
     InvalidBind,
     InvalidConfig,
+    InvalidSchema,
     InvalidValue,
     MissingDriver,
     SchemaOutOfDate,
@@ -45,7 +46,9 @@ async def empty(backend: Backend, new_url: Callable[[Backend], URL]) -> AsyncIte
 
 def test_the_sync_saver_says_which_class_takes_an_async_bind() -> None:
     engine = create_async_engine("sqlite+aiosqlite://")
-    for bind in (engine, engine.connect(), engine.sync_engine):
+    maker = async_sessionmaker(engine)
+    binds = (engine, engine.connect(), maker, maker(), async_scoped_session(maker, lambda: 1), engine.sync_engine)
+    for bind in (*binds, sessionmaker(engine.sync_engine)):
         with pytest.raises(InvalidBind, match="AsyncSQLAlchemySaver"):
             SQLAlchemySaver(bind)  # type: ignore[arg-type]
 
@@ -53,18 +56,18 @@ def test_the_sync_saver_says_which_class_takes_an_async_bind() -> None:
 def test_the_async_saver_says_which_class_takes_a_sync_bind(tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path}/a.db")
     with engine.connect() as connection:
-        for bind in (engine, connection):
+        maker = sessionmaker(engine)
+        for bind in (engine, connection, maker, maker(), scoped_session(maker)):
             with pytest.raises(InvalidBind, match=r"is for SQLAlchemySaver.*create_async_engine"):
                 AsyncSQLAlchemySaver(bind)  # type: ignore[arg-type]
     engine.dispose()
 
 
-@pytest.mark.parametrize(
-    "bind", ["sqlite:///a.db", None, 7, Session(), sessionmaker(), AsyncSession, async_sessionmaker()]
-)
+@pytest.mark.parametrize("bind", ["sqlite:///a.db", None, 7, Session, AsyncSession, object()])
 @pytest.mark.parametrize("saver", [SQLAlchemySaver, AsyncSQLAlchemySaver])
 def test_what_is_no_bind_is_refused(saver: Any, bind: Any) -> None:
-    with pytest.raises(InvalidBind, match=rf"{saver.__name__} takes an .*Engine or an? .*Connection"):
+    takes = rf"{saver.__name__} takes SQLAlchemy's (Async)?Engine, .* or (Async)?Session, not"
+    with pytest.raises(InvalidBind, match=takes):
         saver(bind)
 
 
@@ -82,6 +85,39 @@ def test_an_engine_with_a_memory_database_for_each_thread_is_refused() -> None:
     with pytest.raises(InvalidBind, match="StaticPool"):
         SQLAlchemySaver(create_engine("sqlite://"))
     SQLAlchemySaver(create_engine("sqlite://", poolclass=StaticPool))
+
+
+async def test_a_session_without_an_engine_is_told_where_to_get_one() -> None:
+    with pytest.raises(InvalidBind, match=r"no engine for the checkpoint tables.*models\.Base"):
+        SQLAlchemySaver(sessionmaker()).get_tuple(config_of("t"))
+    with pytest.raises(InvalidBind, match=r"no engine for the checkpoint tables.*models\.Base"):
+        await AsyncSQLAlchemySaver(AsyncSession()).aget_tuple(config_of("t"))
+
+
+def test_using_refuses_what_has_no_transaction_of_the_callers(tmp_path: Path) -> None:
+    engine, async_engine = create_engine(f"sqlite:///{tmp_path}/a.db"), create_async_engine("sqlite+aiosqlite://")
+    saver, async_saver = SQLAlchemySaver(engine), AsyncSQLAlchemySaver(async_engine)
+    for bind in (engine, sessionmaker(engine)):
+        with pytest.raises(InvalidBind, match="transaction of yours"):
+            saver.using(bind)  # type: ignore[arg-type]
+    for async_bind in (async_engine, async_sessionmaker(async_engine)):
+        with pytest.raises(InvalidBind, match="transaction of yours"):
+            async_saver.using(async_bind)  # type: ignore[arg-type]
+    with pytest.raises(InvalidBind, match="AsyncSession is for AsyncSQLAlchemySaver"):
+        saver.using(AsyncSession(async_engine))  # type: ignore[arg-type]
+    with pytest.raises(InvalidBind, match="Session is for SQLAlchemySaver"):
+        async_saver.using(Session(engine))  # type: ignore[arg-type]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("schema", ["", "a\x00b", "\ud800", "x" * 64, "ü" * 32, 7, b"agents"])
+def test_what_is_no_schema_is_refused(schema: Any, tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/a.db")
+    with pytest.raises(InvalidSchema, match=r"schema is .*: (pass|PostgreSQL would cut)"):
+        SQLAlchemySaver(engine, schema=schema)
+    with pytest.raises(InvalidSchema, match=r"schema is "):
+        migrations.upgrade(engine, schema=schema)
+    engine.dispose()
 
 
 def test_a_database_without_statements_is_refused_at_the_first_call() -> None:

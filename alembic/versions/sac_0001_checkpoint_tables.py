@@ -55,11 +55,12 @@ def definitions() -> dict[str, list[sa.Column[Any]]]:
 
 
 def upgrade() -> None:
+    schema = _adoption.schema_of_revision()
     is_offline = op.get_context().as_sql
     existing = set() if is_offline else _adoption.adopt(definitions())
     for name, columns in definitions().items():
         if name not in existing:
-            op.create_table(name, *columns)
+            op.create_table(name, *columns, schema=schema)
 
 
 def downgrade() -> None:
@@ -71,4 +72,4 @@ def downgrade() -> None:
     adopted = _adoption.adopted()
     for name in reversed(definitions()):
         if name not in adopted:
-            op.drop_table(name)
+            op.drop_table(name, schema=_adoption.schema_of_revision())

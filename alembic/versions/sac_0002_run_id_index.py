@@ -40,9 +40,10 @@ def upgrade() -> None:
         postgresql_using="hash",
         postgresql_where=present,
         sqlite_where=present,
+        schema=_adoption.schema_of_revision(),
         if_not_exists=True,
     )
 
 
 def downgrade() -> None:
-    op.drop_index(NAME, "checkpoints", if_exists=True)
+    op.drop_index(NAME, "checkpoints", schema=_adoption.schema_of_revision(), if_exists=True)

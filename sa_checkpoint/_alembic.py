@@ -1,0 +1,165 @@
+"""How Alembic is run: one migration at a time in a process, and one at a time in a database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from alembic import command, context
+from alembic.config import Config
+from sqlalchemy import BigInteger, Connection, Engine, func, literal, select
+from sqlalchemy.util import greenlet_spawn
+
+from sa_checkpoint._binds import Bind, running_loop
+from sa_checkpoint._schema import check_schema
+from sa_checkpoint.errors import MigrationUnderWay, SyncCallOnEventLoop
+
+Job = Callable[[Config], Any]
+"""A command of Alembic's, to be run with a Config."""
+
+# Any number will do, as long as all versions of this package use the same one.
+_ADVISORY_LOCK = int.from_bytes(b"sa_check", "big")
+
+# Alembic keeps the migration that is under way in module globals, so a process can run only one at a time.
+_PROCESS_LOCK = Lock()
+_POLL_SECONDS = 0.01
+# The event loop that the lock's holder runs on, if it does.
+_holder: asyncio.AbstractEventLoop | None = None
+
+
+def script_location() -> Path:
+    """The folder with `env.py` and the revisions: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "alembic"
+    return inside if inside.is_dir() else package.parent / "alembic"
+
+
+def alembic_config(bind: Engine | Connection | None = None, *, schema: str | None = None) -> Config:
+    """An Alembic `Config` of our lineage, for `alembic.command`.
+
+    Args:
+        bind: What to run on. Without one, the database is that of `$SA_CHECKPOINT_URL`, or
+            `sqlite:///checkpoints.db`.
+        schema: The schema of the checkpoint tables and the version table. None for unqualified ones.
+
+    Raises:
+        InvalidSchema: `schema` is not an identifier.
+    """
+    config = Config()
+    # Config interpolates "%" in option values.
+    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    config.attributes["connection"] = bind
+    config.attributes["schema"] = check_schema(schema)
+    return config
+
+
+def upgrading(revision: str = "head") -> Job:
+    """`alembic upgrade`."""
+    return lambda config: command.upgrade(config, revision)
+
+
+def downgrading(revision: str) -> Job:
+    """`alembic downgrade`."""
+    return lambda config: command.downgrade(config, revision)
+
+
+def stamping(revision: str) -> Job:
+    """`alembic stamp`."""
+    return lambda config: command.stamp(config, revision)
+
+
+def run(bind: Bind, schema: str | None, job: Job) -> None:
+    """Run a command of Alembic's on a bind, and wait for it."""
+    with _exclusively():
+        _run(bind, schema, job)
+
+
+async def arun(bind: Bind, schema: str | None, job: Job) -> None:
+    """Run a command of Alembic's on an async bind, and await it."""
+    async with _aexclusively():
+        await greenlet_spawn(_run, bind, schema, job)
+
+
+def _run(bind: Bind, schema: str | None, job: Job) -> None:
+    if _is_under_way():
+        raise MigrationUnderWay(
+            "Alembic is running a migration in this process already, and cannot run another one inside it. In a "
+            "revision, say depends_on = 'sac_0002' and have our revisions in version_locations; in env.py or beside "
+            "it, call sa_checkpoint.migrations before or after context.run_migrations() has been left."
+        )
+    with bind.migrating() as target:
+        job(alembic_config(target, schema=schema))
+
+
+def _is_under_way() -> bool:
+    """Whether an env.py is being run: of the host's, since ours only runs under the process's lock."""
+    try:
+        context.is_offline_mode()
+    except (NameError, AttributeError):  # what Alembic raises before the first env.py, and after one
+        return False
+    return True
+
+
+@contextmanager
+def _exclusively() -> Iterator[None]:
+    """Hold the process's lock."""
+    if not _PROCESS_LOCK.acquire(blocking=False):
+        if _holder is not None and _holder is running_loop():
+            raise SyncCallOnEventLoop(
+                "A migration is under way on this event loop, and waiting for it here would stop it for ever: await "
+                "AsyncSQLAlchemySaver.setup() or migrations.aupgrade() instead, or call this in another thread."
+            )
+        _PROCESS_LOCK.acquire()
+    try:
+        yield
+    finally:
+        _PROCESS_LOCK.release()
+
+
+@asynccontextmanager
+async def _aexclusively() -> AsyncIterator[None]:
+    """Hold the process's lock without blocking the event loop, on which its holder may have to go on."""
+    global _holder
+    while not _PROCESS_LOCK.acquire(blocking=False):  # noqa: ASYNC110 (other threads hold it, too)
+        await asyncio.sleep(_POLL_SECONDS)
+    _holder = asyncio.get_running_loop()
+    try:
+        yield
+    finally:
+        _holder = None
+        _PROCESS_LOCK.release()
+
+
+@contextmanager
+def transaction(bind: Engine | Connection) -> Iterator[Connection]:
+    """A Connection in a transaction in which no other process migrates this database; `env.py` works in it.
+
+    Args:
+        bind: An Engine, on which the transaction is committed at the end; or a Connection, on which it is not.
+    """
+    if isinstance(bind, Connection):
+        _lock(bind)
+        yield bind
+        return
+    with bind.connect() as connection:
+        if bind.dialect.name == "postgresql":
+            # The lock goes with the transaction, so there has to be one; and what others did while we waited for the
+            # lock has to be seen, which REPEATABLE READ would not.
+            connection.execution_options(isolation_level="READ COMMITTED")
+        with connection.begin():
+            _lock(connection)
+            yield connection
+
+
+def _lock(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(literal(_ADVISORY_LOCK, BigInteger))))
+    elif connection.dialect.name == "sqlite":
+        # Python's sqlite3 begins no transaction before DDL, and one that reads first could not write after another
+        # writer: this one begins with the write lock. Some hosts have it begin otherwise, and then it has begun.
+        if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+            connection.exec_driver_sql("BEGIN IMMEDIATE")

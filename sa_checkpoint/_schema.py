@@ -1,0 +1,69 @@
+"""The database schema of the checkpoint tables: its name as users give it, where it is, and how it comes about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, inspect
+from sqlalchemy.schema import CreateSchema
+from sqlalchemy.sql import quoted_name
+
+from sa_checkpoint._text import is_storable_text
+from sa_checkpoint.errors import InvalidSchema
+
+# PostgreSQL cuts a longer one off, so that two names can be one schema; MySQL's limit is one character more.
+_MAX_BYTES = 63
+
+
+def check_schema(name: str | None) -> str | None:
+    """Check the name of a schema, and have it quoted wherever it is used.
+
+    Args:
+        name: Any identifier of at most 63 bytes, or None for unqualified tables.
+
+    Raises:
+        InvalidSchema: It is not an identifier.
+    """
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name or not is_storable_text(name):
+        raise InvalidSchema(
+            f"schema is {name!r}: pass a string of at least one character, without NUL, or None for the schema that "
+            "the search_path or a schema_translate_map decides."
+        )
+    if len(name.encode()) > _MAX_BYTES:
+        raise InvalidSchema(
+            f"schema is {name!r}, which has {len(name.encode())} bytes: PostgreSQL would cut it off at {_MAX_BYTES}. "
+            "Choose a shorter name."
+        )
+    return quoted_name(name, quote=True)
+
+
+def schema_in(connection: Connection, schema: str | None) -> str | None:
+    """The schema to look for tables in: SQLAlchemy's inspector does not know of the host's `schema_translate_map`.
+
+    Args:
+        connection: The database.
+        schema: A schema's name, or None for unqualified tables.
+
+    Returns:
+        None if the database decides.
+    """
+    schemas: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
+    return schemas.get(schema, schema)
+
+
+def create_schema(connection: Connection, schema: str | None) -> None:
+    """Create a schema that does not exist; whoever upgrades an existing one needs no right to.
+
+    Raises:
+        InvalidSchema: It is SQLite, where a schema is a database that has been attached.
+    """
+    if schema is None or inspect(connection).has_schema(schema):
+        return
+    if connection.dialect.name == "sqlite":
+        raise InvalidSchema(
+            f"There is no schema {schema!r}: in SQLite that is an attached database. Run ATTACH DATABASE on every new "
+            "connection, in a listener for the engine's connect event, or pass no schema."
+        )
+    connection.execute(CreateSchema(schema))
