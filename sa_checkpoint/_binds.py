@@ -262,9 +262,10 @@ def callers(bind: Any) -> Any:
     Raises:
         InvalidBind: It begins transactions of its own.
     """
-    if isinstance(bind, scoped_session | _asyncio_class("async_scoped_session")):
+    scoped: tuple[type[Any], ...] = (scoped_session, *_asyncio_class("async_scoped_session"))
+    if isinstance(bind, scoped):
         return bind()
-    if isinstance(bind, Engine | sessionmaker | _asyncio_class("AsyncEngine", "async_sessionmaker")):
+    if isinstance(bind, (Engine, sessionmaker, *_asyncio_class("AsyncEngine", "async_sessionmaker"))):
         raise InvalidBind(
             f"using() is for a transaction of yours, and {type(bind).__name__} has none: pass a Connection or a "
             "Session. For a saver whose calls commit by themselves, give it to the class."

@@ -6,6 +6,7 @@ savers do.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -72,9 +73,25 @@ class Database:
                 engine.dispose()
 
 
+async def done(result: Any) -> Any:
+    """What a call returned, awaited if need be: an application's session or connection is of either kind."""
+    return await result if inspect.isawaitable(result) else result
+
+
+@asynccontextmanager
+async def entered(manager: Any) -> AsyncIterator[Any]:
+    """`with` or `async with`, whichever the context manager is for."""
+    if hasattr(manager, "__aenter__"):
+        async with manager as value:
+            yield value
+    else:
+        with manager as value:
+            yield value
+
+
 def saver_on(bind: Any, **options: Any) -> Saver:
     """The saver that takes this bind."""
-    is_async = type(bind).__name__.startswith("Async")
+    is_async = type(bind).__name__.lower().startswith("async")
     return AsyncSQLAlchemySaver(bind, **options) if is_async else SQLAlchemySaver(bind, **options)
 
 

@@ -1,0 +1,355 @@
+"""A saver in the application's own transaction: what is committed together, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from langgraph.graph import StateGraph
+from sqlalchemy import String, create_engine, event, func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from typing_extensions import TypedDict
+
+from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
+from sa_checkpoint.errors import ThreadExists
+from tests.backends import Client, Database, done, entered, saver_on
+from tests.checkpoints import checkpoint_of, config_of
+from tests.rows import connection_of, keys_of, statements_of
+
+
+class Base(DeclarativeBase):
+    """The application's models."""
+
+
+class Conversation(Base):
+    __tablename__ = "conversations"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+
+
+# A database error for a thread with this name, after the operation's first statement where it has several.
+_REFUSAL = {
+    "sqlite": (
+        "CREATE TRIGGER refusal BEFORE INSERT ON checkpoints WHEN NEW.thread_id LIKE 'refused%' "
+        "BEGIN SELECT RAISE(ABORT, 'refused'); END",
+    ),
+    "postgresql": (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$",
+        "CREATE TRIGGER refusal BEFORE INSERT ON checkpoints FOR EACH ROW WHEN (NEW.thread_id LIKE 'refused%') "
+        "EXECUTE FUNCTION refuse()",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def database(database: Database) -> Database:
+    """A database with the application's table beside ours, that refuses checkpoints of some threads."""
+    driver = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}[database.backend.dialect]
+    engine = create_engine(database.url.set(drivername=driver))
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        for statement in _REFUSAL[database.backend.dialect]:
+            connection.execute(text(statement))
+    engine.dispose()
+    return database
+
+
+Owner = Any
+"""What owns the transaction: a Connection or Session, sync or async."""
+
+
+@asynccontextmanager
+async def connection_on(engine: Any) -> AsyncIterator[Owner]:
+    async with entered(engine.connect()) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def session_on(engine: Any) -> AsyncIterator[Owner]:
+    async with entered(AsyncSession(engine) if isinstance(engine, AsyncEngine) else Session(engine)) as session:
+        yield session
+
+
+OWNERS = pytest.mark.parametrize("owned", [connection_on, session_on], ids=["connection", "session"])
+
+
+async def add(owner: Owner, thread: str) -> None:
+    """The application's own row."""
+    await done(owner.execute(text("INSERT INTO conversations VALUES (:id)"), {"id": thread}))
+
+
+def has_row(client: Client, thread: str) -> bool:
+    with connection_of(client) as connection:
+        return bool(connection.scalar(select(func.count()).where(Conversation.id == thread)))
+
+
+async def stored(client: Client, thread: str) -> Any:
+    return await client.put(config_of(thread), checkpoint_of({"a": ["kept"]}), {}, {"a": "1"})
+
+
+@OWNERS
+@pytest.mark.parametrize("ours_first", [True, False])
+async def test_the_callers_row_and_ours_are_committed_together_or_not_at_all(
+    client: Client, database: Database, thread: str, owned: Callable[[Any], Any], ours_first: bool
+) -> None:
+    async with database.engine() as engine:
+        for commits in (False, True):
+            async with owned(engine) as owner:
+                inside = Client(saver_on(owner), database.backend)
+                if not ours_first:
+                    await add(owner, thread)
+                saved = await stored(inside, thread)
+                await inside.put_writes(saved, [("a", ["pending"])], "task")
+                if ours_first:
+                    await add(owner, thread)
+
+                assert (await inside.load(saved)).pending_writes == [("task", "a", ["pending"])]
+                assert not has_row(client, thread)
+                assert await client.get_tuple(saved) is None
+                await done(owner.commit() if commits else owner.rollback())
+
+            assert has_row(client, thread) is commits
+            assert (await client.get_tuple(saved) is not None) is commits
+            assert all(keys_of(client, thread).values()) is commits
+
+
+@OWNERS
+async def test_what_is_never_committed_is_lost_with_the_connection(
+    client: Client, database: Database, thread: str, owned: Callable[[Any], Any]
+) -> None:
+    """On SQLite a savepoint outside of a transaction would be committed by its release."""
+    async with database.engine() as engine, owned(engine) as owner:
+        await stored(Client(saver_on(owner), database.backend), thread)
+    assert not any(keys_of(client, thread).values())
+
+
+@OWNERS
+async def test_a_failed_operation_leaves_the_callers_transaction_as_it_was(
+    client: Client, database: Database, thread: str, owned: Callable[[Any], Any]
+) -> None:
+    refused = f"refused-{thread}"
+    async with database.engine() as engine, owned(engine) as owner:
+        inside = Client(saver_on(owner), database.backend)
+        await add(owner, thread)
+        await stored(inside, thread)
+
+        with pytest.raises(DBAPIError, match="refused"):
+            await inside.put(config_of(refused), checkpoint_of({"a": ["blob"]}), {}, {"a": "1"})
+        with pytest.raises(DBAPIError, match="refused"):
+            await inside.copy_thread(thread, refused)
+        await stored(inside, f"{thread}-2")
+        with pytest.raises(ThreadExists):
+            await inside.copy_thread(thread, f"{thread}-2")
+
+        assert await inside.get_tuple(config_of(thread)) is not None
+        await done(owner.commit())
+
+    assert has_row(client, thread)
+    assert await client.get_tuple(config_of(thread)) is not None
+    assert await client.get_tuple(config_of(f"{thread}-2")) is not None
+    assert not any(keys_of(client, refused).values())
+
+
+@OWNERS
+async def test_a_savepoint_of_the_callers_can_undo_ours(
+    client: Client, database: Database, thread: str, owned: Callable[[Any], Any]
+) -> None:
+    async with database.engine() as engine, owned(engine) as owner:
+        inside = Client(saver_on(owner), database.backend)
+        await add(owner, thread)
+        savepoint = await done(owner.begin_nested())
+        await stored(inside, thread)
+        await done(savepoint.rollback())
+        await stored(inside, f"{thread}-2")
+        await done(owner.commit())
+
+    assert has_row(client, thread)
+    assert await client.get_tuple(config_of(thread)) is None
+    assert await client.get_tuple(config_of(f"{thread}-2")) is not None
+
+
+async def test_a_session_is_neither_flushed_nor_committed_nor_closed(
+    client: Client, database: Database, thread: str
+) -> None:
+    async with database.engine() as engine, session_on(engine) as session:
+        sync_session = session.sync_session if isinstance(session, AsyncSession) else session
+        seen: list[str] = []
+        for name in ("before_flush", "before_commit", "after_commit", "after_rollback", "after_soft_rollback"):
+            event.listen(sync_session, name, lambda *_, name=name: seen.append(name))
+        conversation = Conversation(id=thread)
+        session.add(conversation)
+        inside = Client(client.saver.using(session), database.backend)
+
+        saved = await stored(inside, thread)
+        await inside.put_writes(saved, [("a", 1)], "task")
+        await inside.list(config_of(thread))
+        await inside.copy_thread(thread, f"{thread}-2")
+        await inside.prune([thread])
+        with pytest.raises(ThreadExists):
+            await inside.copy_thread(thread, f"{thread}-2")
+
+        assert not seen
+        assert conversation in session.new
+        assert session.in_transaction()
+        await done(session.commit())
+        assert "before_flush" in seen
+    assert has_row(client, thread)
+    assert await client.get_tuple(config_of(f"{thread}-2")) is not None
+
+
+async def test_using_deletes_copies_and_prunes_with_the_callers_rows(
+    client: Client, database: Database, thread: str
+) -> None:
+    fork = f"{thread}-fork"
+    config: Any = config_of(thread)
+    for number in ("1", "2"):
+        config = await client.put(config, checkpoint_of({"a": [number]}, {"a": number}), {}, {"a": number})
+    async with database.engine() as engine:
+        async with session_on(engine) as session:
+            session.add(Conversation(id=thread))
+            await done(session.commit())
+        before = keys_of(client, thread)
+
+        for commits in (False, True):
+            async with session_on(engine) as session:
+                inside = Client(client.saver.using(session), database.backend)
+                session.add(Conversation(id=fork))
+                await inside.copy_thread(thread, fork)
+                await inside.prune([fork])
+                await done(session.delete(await done(session.get(Conversation, thread))))
+                await inside.delete_thread(thread)
+                await done(session.commit() if commits else session.rollback())
+
+            assert has_row(client, thread) is not commits
+            assert has_row(client, fork) is commits
+            if not commits:
+                assert keys_of(client, thread) == before
+                assert not any(keys_of(client, fork).values())
+
+    assert not any(keys_of(client, thread).values())
+    assert len(keys_of(client, fork)["checkpoints"]) == 1
+    assert (await client.load(config_of(fork))).checkpoint["channel_values"] == {"a": ["2"]}
+
+
+async def test_using_asks_nothing_of_the_database_and_keeps_the_serde(client: Client, database: Database) -> None:
+    async with database.engine() as engine, session_on(engine) as session:
+        sync_engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        other = Client(saver_on(engine, serde=client.saver.serde), database.backend)
+        with statements_of(other) as statements:
+            savers = [other.saver.using(session) for _ in range(3)]
+        assert not statements
+        assert all(saver.serde is other.saver.serde and type(saver) is type(other.saver) for saver in savers)
+        assert other.sync_engine is sync_engine
+        assert not session.in_transaction()
+
+
+class State(TypedDict, total=False):
+    left: str
+    right: str
+
+
+@OWNERS
+async def test_a_graph_with_parallel_nodes_runs_on_one_transaction(
+    client: Client, database: Database, thread: str, owned: Callable[[Any], Any]
+) -> None:
+    """LangGraph calls the saver from several threads or tasks at once."""
+    builder = StateGraph(State)
+    for name in ("left", "right"):
+        builder.add_node(name, lambda _state, name=name: {name: "done"})
+        builder.set_entry_point(name)
+    async with database.engine() as engine:
+        for commits in (False, True):
+            async with owned(engine) as owner:
+                await add(owner, thread)
+                inside = Client(client.saver.using(owner), database.backend)
+                graph = builder.compile(checkpointer=inside.saver)
+                assert await inside.invoke(graph, {}, config_of(thread)) == {"left": "done", "right": "done"}
+                await done(owner.commit() if commits else owner.rollback())
+            assert has_row(client, thread) is commits
+            found = await client.get_tuple(config_of(thread))
+            assert (found is not None) is commits
+
+
+async def test_operations_on_one_session_take_turns(client: Client, database: Database, thread: str) -> None:
+    async with database.engine() as engine, session_on(engine) as session:
+        # A saver on the session's connection is on the same one.
+        savers = [client.saver.using(session), client.saver.using(await done(session.connection())), saver_on(session)]
+
+        def put(index: int) -> Any:
+            checkpoint = checkpoint_of({"a": [index]}, {"a": str(index)})
+            saver = savers[index % 3]
+            arguments: Any = (config_of(thread), checkpoint, {}, {"a": str(index)})
+            if isinstance(saver, AsyncSQLAlchemySaver):
+                return saver.aput(*arguments)
+            return asyncio.to_thread(saver.put, *arguments)
+
+        await asyncio.gather(*(put(index) for index in range(30)))
+        assert len(await Client(savers[0], database.backend).list(config_of(thread))) == 30
+        await done(session.rollback())
+    assert not any(keys_of(client, thread).values())
+
+
+async def test_in_autocommit_each_operation_is_stored_at_once_and_as_a_whole(
+    client: Client, database: Database, thread: str
+) -> None:
+    refused = f"refused-{thread}"
+    async with database.engine(isolation_level="AUTOCOMMIT") as engine, connection_on(engine) as connection:
+        inside = Client(client.saver.using(connection), database.backend)
+        await stored(inside, thread)
+        assert await client.get_tuple(config_of(thread)) is not None
+
+        with pytest.raises(DBAPIError, match="refused"):
+            await inside.put(config_of(refused), checkpoint_of({"a": ["blob"]}), {}, {"a": "1"})
+        with pytest.raises(DBAPIError, match="refused"):
+            await inside.copy_thread(thread, refused)
+        await inside.copy_thread(thread, f"{thread}-2")
+
+        assert not any(keys_of(client, refused).values())
+        assert keys_of(client, thread) == keys_of(client, f"{thread}-2")
+
+
+async def test_reading_on_a_callers_connection_keeps_nobody_from_writing(
+    client: Client, database: Database, thread: str
+) -> None:
+    """On SQLite a transaction that has begun with a read cannot write once another one has."""
+    async with database.engine() as engine, connection_on(engine) as connection:
+        inside = Client(client.saver.using(connection), database.backend)
+        assert await inside.get_tuple(config_of(thread)) is None
+        await stored(client, f"{thread}-2")
+        await stored(inside, thread)
+        await done(connection.commit())
+    assert await client.get_tuple(config_of(thread)) is not None
+
+
+async def test_a_session_that_begins_nothing_by_itself_is_the_callers_to_begin(
+    client: Client, database: Database, thread: str
+) -> None:
+    async with database.engine() as engine:
+        session = (
+            AsyncSession(engine, autobegin=False)
+            if isinstance(engine, AsyncEngine)
+            else Session(engine, autobegin=False)
+        )
+        inside = Client(saver_on(session), database.backend)
+        with pytest.raises(Exception, match=r"session\.begin\(\)"):
+            await inside.get_tuple(config_of(thread))
+        async with entered(session.begin()):
+            await stored(inside, thread)
+        await done(session.close())
+    assert await client.get_tuple(config_of(thread)) is not None
+
+
+async def test_the_caller_may_go_on_after_its_commit(client: Client, database: Database, thread: str) -> None:
+    async with database.engine() as engine, session_on(engine) as session:
+        saver: SQLAlchemySaver | AsyncSQLAlchemySaver = client.saver.using(session)
+        inside = Client(saver, database.backend)
+        for number in ("1", "2"):
+            await inside.put(config_of(thread), checkpoint_of({"a": [number]}, {"a": number}), {}, {"a": number})
+            await done(session.commit())
+        await done(session.rollback())
+        assert len(await inside.list(config_of(thread))) == 2
