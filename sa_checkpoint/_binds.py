@@ -124,13 +124,11 @@ class SessionFactoryBind(Bind):
     def connect(self, *, writes: bool = True) -> Iterator[Connection]:
         with self.source() as session:
             bind = _routed(session, is_async=self._is_async)
-            with self.turn(_shared(bind)):
-                if not session.in_transaction():  # it never is, but for a factory that begins
-                    session.begin()
+            # A factory of the host's may have begun.
+            with self.turn(_shared(bind)), session.get_transaction() or session.begin():
                 connection = session.connection(bind_arguments={"bind": bind})
                 with _transactions.whole(connection, writes=writes):
                     yield connection
-                session.commit()
 
     @contextmanager
     def migrating(self) -> Iterator[Engine | Connection]:

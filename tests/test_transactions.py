@@ -275,14 +275,18 @@ async def test_a_graph_with_parallel_nodes_runs_on_one_transaction(
             assert (found is not None) is commits
 
 
-async def test_operations_on_one_session_take_turns(client: Client, database: Database, thread: str) -> None:
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_operations_on_one_session_take_turns(
+    client: Client, database: Database, thread: str, has_begun: bool
+) -> None:
     async with database.engine() as engine, session_on(engine) as session:
-        # A saver on the session's connection is on the same one.
-        savers = [client.saver.using(session), client.saver.using(await done(session.connection())), saver_on(session)]
+        savers = [client.saver.using(session), saver_on(session)]
+        if has_begun:  # a saver on the session's connection is on the same one
+            savers.append(client.saver.using(await done(session.connection())))
 
         def put(index: int) -> Any:
             checkpoint = checkpoint_of({"a": [index]}, {"a": str(index)})
-            saver = savers[index % 3]
+            saver = savers[index % len(savers)]
             arguments: Any = (config_of(thread), checkpoint, {}, {"a": str(index)})
             if isinstance(saver, AsyncSQLAlchemySaver):
                 return saver.aput(*arguments)
