@@ -13,37 +13,18 @@ from sqlalchemy import Delete, Engine, StaticPool, Update, create_engine, event,
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
-    async_scoped_session,
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.orm import DeclarativeBase, Session, scoped_session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from sa_checkpoint import migrations, models
 from sa_checkpoint.errors import ThreadExists
 from tests.backends import BACKENDS, Backend, Client, Database, Graph, done, entered, saver_on
 from tests.checkpoints import checkpoint_of, config_of
+from tests.hosts import maker_on, scoped_on, sync_engine_of
 from tests.rows import keys_of
 from tests.test_transactions import State
-
-
-def maker_on(engine: Engine | AsyncEngine | None, **options: Any) -> Any:
-    """The application's sessionmaker. `session_class` is the class of its sync sessions."""
-    session_class = options.pop("session_class", Session)
-    if isinstance(engine, AsyncEngine):
-        return async_sessionmaker(engine, sync_session_class=session_class, **options)
-    return sessionmaker(engine, class_=session_class, **options)
-
-
-def scoped_on(engine: Engine | AsyncEngine) -> Any:
-    maker = maker_on(engine)
-    return (
-        async_scoped_session(maker, asyncio.current_task) if isinstance(engine, AsyncEngine) else scoped_session(maker)
-    )
-
-
-def sync_engine_of(engine: Engine | AsyncEngine) -> Engine:
-    return engine.sync_engine if isinstance(engine, AsyncEngine) else engine
 
 
 @pytest.mark.parametrize("bind_on", [maker_on, scoped_on], ids=["sessionmaker", "scoped_session"])

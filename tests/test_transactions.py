@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 import pytest
 from langgraph.graph import StateGraph
@@ -13,12 +12,12 @@ from sqlalchemy import String, create_engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from typing_extensions import TypedDict
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
 from sa_checkpoint.errors import ThreadExists
 from tests.backends import Client, Database, done, entered, saver_on
 from tests.checkpoints import checkpoint_of, config_of
+from tests.hosts import connection_on, session_on
 from tests.rows import connection_of, keys_of, statements_of
 
 
@@ -61,18 +60,6 @@ def database(database: Database) -> Database:
 
 Owner = Any
 """What owns the transaction: a Connection or Session, sync or async."""
-
-
-@asynccontextmanager
-async def connection_on(engine: Any) -> AsyncIterator[Owner]:
-    async with entered(engine.connect()) as connection:
-        yield connection
-
-
-@asynccontextmanager
-async def session_on(engine: Any) -> AsyncIterator[Owner]:
-    async with entered(AsyncSession(engine) if isinstance(engine, AsyncEngine) else Session(engine)) as session:
-        yield session
 
 
 OWNERS = pytest.mark.parametrize("owned", [connection_on, session_on], ids=["connection", "session"])
