@@ -26,6 +26,8 @@ from sa_checkpoint.models import Checkpoint
 
 Turn = Callable[[Any], AbstractContextManager[None]]
 
+_A_WRITE = delete(Checkpoint)
+
 
 class Bind(ABC):
     """Where the operations of one saver get their connection.
@@ -153,7 +155,7 @@ def _routed(session: Session, *, is_async: bool) -> Engine | Connection:
     behind would hand an agent an old state to go on from.
     """
     try:
-        bind = session.get_bind(mapper=Checkpoint.__mapper__, clause=delete(Checkpoint))
+        bind = session.get_bind(mapper=Checkpoint.__mapper__, clause=_A_WRITE)
     except UnboundExecutionError as error:
         raise InvalidBind(
             f"The session has no engine for the checkpoint tables ({error}). Give the sessionmaker a bind, add "
