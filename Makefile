@@ -3,11 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 FLOOR := .venv-floor
-EXTRAS := postgres,psycopg2,asyncpg,sqlite-async
+EXTRAS := postgres,psycopg2,asyncpg,sqlite-async,cli
 URL ?= sqlite:///checkpoints.db
 QUICKSTART ?=
 
-.PHONY: install quickstart test test-floor lint format clean
+.PHONY: install quickstart app docs test test-floor lint format clean
 
 install: $(VENV)/installed
 
@@ -20,6 +20,15 @@ $(VENV)/installed: pyproject.toml
 # An agent that remembers across a restart. Elsewhere than on SQLite: make quickstart URL=postgresql://… QUICKSTART=--async
 quickstart: install
 	$(VENV)/bin/python docs/examples/quickstart.py --url '$(URL)' $(QUICKSTART)
+
+# A FastAPI application with an agent, on http://127.0.0.1:8000. Elsewhere than on SQLite: make app URL=postgresql://…
+app: install
+	DATABASE_URL='$(URL)' $(VENV)/bin/uvicorn --factory docs.examples.fastapi_app.main:create_app \
+		--timeout-graceful-shutdown 5
+
+# The site in docs/_build/html. Anew each time: an old environment warns of pages that have moved.
+docs: install
+	$(VENV)/bin/sphinx-build -E -W --keep-going -n -b html docs docs/_build/html
 
 test: install
 	$(VENV)/bin/python -m pytest
@@ -49,4 +58,4 @@ format: install
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(FLOOR) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(FLOOR) build dist docs/_build .mypy_cache .ruff_cache .pytest_cache
