@@ -27,11 +27,12 @@ def given(name: str) -> str | None:
     return context.get_x_argument(as_dictionary=True).get(name)
 
 
+BIND: Engine | Connection | None = config.attributes.get("connection")
+SCHEMA = config.attributes.get("schema") or check_schema(given("schema"))
+
+
 def database_url() -> URL:
     return _urls.parse_url(given("url") or _urls.default_url())
-
-
-SCHEMA = config.attributes.get("schema") or check_schema(given("schema"))
 
 
 def configure(compared_schema: str | None = SCHEMA, **options: object) -> None:
@@ -62,7 +63,12 @@ def configure(compared_schema: str | None = SCHEMA, **options: object) -> None:
 
 
 def run_offline() -> None:
-    configure(url=database_url(), version_table_schema=SCHEMA, literal_binds=True, dialect_opts={"paramstyle": "named"})
+    configure(
+        url=database_url() if BIND is None else BIND.engine.url,
+        version_table_schema=SCHEMA,
+        literal_binds=True,
+        dialect_opts={"paramstyle": "named"},
+    )
     with context.begin_transaction():
         if SCHEMA is not None and context.get_context().dialect.name != "sqlite":
             context.execute(CreateSchema(SCHEMA, if_not_exists=True))
@@ -92,9 +98,8 @@ async def run_async(url: URL) -> None:
 
 
 def run_online() -> None:
-    bind = config.attributes.get("connection")
-    if bind is not None:
-        run_on(bind)
+    if BIND is not None:
+        run_on(BIND)
     elif _urls.is_async(url := database_url()):
         asyncio.run(run_async(url))
     else:
@@ -104,7 +109,7 @@ def run_online() -> None:
 
 
 # From the command line only: a host that calls `migrations.upgrade` keeps its own logging.
-if config.config_file_name is not None and config.attributes.get("connection") is None:
+if config.config_file_name is not None and BIND is None:
     fileConfig(config.config_file_name, disable_existing_loggers=False)
 
 if context.is_offline_mode():
