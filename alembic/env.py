@@ -11,7 +11,7 @@ from typing import Any
 
 from alembic import context
 from sqlalchemy import URL, Connection, Engine, inspect
-from sqlalchemy.schema import CreateSchema, SchemaItem
+from sqlalchemy.schema import SchemaItem
 from sqlalchemy.util import greenlet_spawn
 
 from sa_checkpoint import _alembic, _urls
@@ -70,8 +70,7 @@ def run_offline() -> None:
         dialect_opts={"paramstyle": "named"},
     )
     with context.begin_transaction():
-        if SCHEMA is not None and context.get_context().dialect.name != "sqlite":
-            context.execute(CreateSchema(SCHEMA, if_not_exists=True))
+        create_schema(context.get_context(), SCHEMA)
         context.run_migrations()
 
 
@@ -79,7 +78,6 @@ def run_on(bind: Engine | Connection) -> None:
     with warnings.catch_warnings(), _alembic.transaction(bind) as connection:
         # Of our own index, which SQLAlchemy cannot see on SQLite.
         warnings.filterwarnings("ignore", ".*expression-based index '?checkpoints_run_id_idx")
-        create_schema(connection, SCHEMA)
         is_default = SCHEMA == inspect(connection).default_schema_name
         configure(
             compared_schema=None if is_default else SCHEMA,
@@ -88,6 +86,7 @@ def run_on(bind: Engine | Connection) -> None:
             version_table_schema=schema_in(connection, SCHEMA),
         )
         with context.begin_transaction():
+            create_schema(context.get_context(), SCHEMA)
             context.run_migrations()
 
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from sa_checkpoint import _autogenerate  # noqa: F401 (for the env.py of a host that compares our metadata)
 from sa_checkpoint.models import metadata
 
 if TYPE_CHECKING:

@@ -64,10 +64,18 @@ def adopt(definitions: Mapping[str, Sequence[Column[Any]]]) -> set[str]:
     for table in existing:
         _complete(table, columns[table.name])
         _LOG.info("Adopted the existing table %s with all its rows", table.name)
-    if existing:
-        note = op.create_table(NOTE, Column("table_name", Text, primary_key=True), schema=schema_of_revision())
-        op.bulk_insert(note, [{"table_name": table.name} for table in existing])
-    return {table.name for table in existing}
+    names = {table.name for table in existing}
+    if names:
+        _note(names)
+    return names
+
+
+def _note(names: set[str]) -> None:
+    # Our own lineage may have adopted them before, if it is a branch of the host's now.
+    column = Column("table_name", Text, primary_key=True)
+    note = op.create_table(NOTE, column, schema=schema_of_revision(), if_not_exists=True)
+    noted = set(op.get_bind().scalars(select(note.c.table_name)))
+    op.bulk_insert(note, [{"table_name": name} for name in sorted(names - noted)])
 
 
 def adopted() -> set[str]:

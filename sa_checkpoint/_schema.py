@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect
 from sqlalchemy.schema import CreateSchema
 from sqlalchemy.sql import quoted_name
@@ -53,17 +54,25 @@ def schema_in(connection: Connection, schema: str | None) -> str | None:
     return schemas.get(schema, schema)
 
 
-def create_schema(connection: Connection, schema: str | None) -> None:
+def create_schema(context: MigrationContext, schema: str | None) -> None:
     """Create a schema that does not exist; whoever upgrades an existing one needs no right to.
+
+    Args:
+        context: What Alembic is running: on a database, or printing a script.
+        schema: None for unqualified tables.
 
     Raises:
         InvalidSchema: It is SQLite, where a schema is a database that has been attached.
     """
-    if schema is None or inspect(connection).has_schema(schema):
+    is_sqlite = context.dialect.name == "sqlite"
+    if schema is None or (context.as_sql and is_sqlite):
         return
-    if connection.dialect.name == "sqlite":
-        raise InvalidSchema(
-            f"There is no schema {schema!r}: in SQLite that is an attached database. Run ATTACH DATABASE on every new "
-            "connection, in a listener for the engine's connect event, or pass no schema."
-        )
-    connection.execute(CreateSchema(schema))
+    if context.as_sql:
+        context.execute(CreateSchema(schema, if_not_exists=True))
+    elif not inspect(context.connection).has_schema(schema):
+        if is_sqlite:
+            raise InvalidSchema(
+                f"There is no schema {schema!r}: in SQLite that is an attached database. Run ATTACH DATABASE on every "
+                "new connection, in a listener for the engine's connect event, or pass no schema."
+            )
+        context.execute(CreateSchema(schema))

@@ -19,7 +19,17 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-_JSON = JSON().with_variant(JSONB(), "postgresql")
+
+class _JSONB(JSONB):
+    """JSONB as Alembic can write it into a revision on another database: it would not import JSONB's argument."""
+
+    __module__ = JSONB.__module__  # where Alembic imports it from
+
+    def __repr__(self) -> str:
+        return "JSONB()"
+
+
+_JSON = JSON().with_variant(_JSONB(), "postgresql")
 
 
 class Base(DeclarativeBase):

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-from sa_checkpoint import _adoption
+from sa_checkpoint import _adoption, _schema
 
 revision: str = "sac_0001"
 down_revision: str | None = None
@@ -57,6 +57,7 @@ def definitions() -> dict[str, list[sa.Column[Any]]]:
 def upgrade() -> None:
     schema = _adoption.schema_of_revision()
     is_offline = op.get_context().as_sql
+    _schema.create_schema(op.get_context(), schema)
     existing = set() if is_offline else _adoption.adopt(definitions())
     for name, columns in definitions().items():
         if name not in existing:
