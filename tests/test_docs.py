@@ -108,14 +108,6 @@ def make_host(story: Story) -> None:
     config.set_main_option("sqlalchemy.url", story.url_for("postgresql+psycopg").replace("%", "%%"))
     with (story.folder / "alembic.ini").open("w") as file:
         config.file_config.write(file)
-    if story.url.get_backend_name() == "sqlite":
-        # The page says to, for what autogenerate writes on SQLite.
-        template = story.folder / "alembic" / "script.py.mako"
-        template.write_text(
-            template.read_text().replace(
-                "import sqlalchemy as sa\n", "import sqlalchemy as sa\nfrom sqlalchemy import Text\n"
-            )
-        )
 
 
 def set_up_theirs(story: Story) -> None:
