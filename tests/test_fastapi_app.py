@@ -361,6 +361,39 @@ async def converse(http: httpx.AsyncClient, url: URL) -> None:
     assert [found["title"] for found in (await http.get(path)).json()].count("Dinner") == 0
 
 
+async def test_the_commands_in_its_readme_do_what_they_say(new_url: Callable[[Backend], URL]) -> None:
+    readme = (ROOT / "docs/examples/fastapi_app/README.md").read_text()
+    commands = "".join(re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)).splitlines()
+    variables: dict[str, str] = {}
+    answers: list[str] = []
+    async with served(new_url(DATABASES[0])) as (_, http):
+        api = commands.pop(0).replace("http://127.0.0.1:8000", str(http.base_url).rstrip("/"))
+        for line in commands:
+            if assignment := re.match(r"(\w+)=…$", line):
+                variables[assignment[1]] = json.loads(answers[-1])["id"]
+            elif line.startswith("api "):
+                if "…" in line:
+                    line = line.replace("…", json.loads(answers[-1])["history"][-1]["id"])
+                shell = await asyncio.create_subprocess_exec(
+                    *("bash", "-c", f"{api}\n{line}"), env=os.environ | variables, stdout=asyncio.subprocess.PIPE
+                )
+                answers.append((await shell.communicate())[0].decode().strip())
+            else:
+                assert not line or line.startswith("#"), f"a command that this test does not run: {line}"
+
+    user, conversation, asked, fork, resumed, conversations, read_again, past, deleted, gone = answers
+    assert json.loads(user)["name"] == "Ada"
+    assert json.loads(conversation)["status"] == "idle"
+    assert json.loads(fork)["status"] == "waiting_for_approval"
+    assert "event: interrupt" in asked
+    assert "event: interrupt" not in resumed
+    assert [found["title"] for found in json.loads(conversations)] == ["Not today", "Dinner"]
+    assert json.loads(read_again)["status"] == "idle"
+    assert json.loads(past)["title"] == "Once more"
+    assert deleted == ""
+    assert json.loads(gone)["detail"] == "There is no such conversation."
+
+
 async def test_what_does_not_exist_is_not_found(url: URL) -> None:
     async with in_this_loop(url, ScriptedModel()) as (_, http):
         nobody, nothing = f"/users/{uuid4()}/conversations", f"/conversations/{uuid4()}"
