@@ -78,12 +78,12 @@ def run_on(bind: Engine | Connection) -> None:
     with warnings.catch_warnings(), _alembic.transaction(bind) as connection:
         # Of our own index, which SQLAlchemy cannot see on SQLite.
         warnings.filterwarnings("ignore", ".*expression-based index '?checkpoints_run_id_idx")
-        is_default = SCHEMA == inspect(connection).default_schema_name
+        # Alembic creates tables through the host's schema_translate_map, but looks for them without.
+        schema = schema_in(connection, SCHEMA)
         configure(
-            compared_schema=None if is_default else SCHEMA,
+            compared_schema=None if schema == inspect(connection).default_schema_name else schema,
             connection=connection,
-            # Alembic creates the table through the host's schema_translate_map, but looks for it without.
-            version_table_schema=schema_in(connection, SCHEMA),
+            version_table_schema=schema,
         )
         with context.begin_transaction():
             create_schema(context.get_context(), SCHEMA)

@@ -13,7 +13,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy import Column, Connection, Inspector, MetaData, Table, Text, inspect, select, text
 
-from sa_checkpoint._schema import check_schema, schema_in
+from sa_checkpoint._schema import check_schema, current_schema, schema_in
 from sa_checkpoint.errors import SchemaMismatch
 
 _LOG = logging.getLogger("alembic.sa_checkpoint")
@@ -43,7 +43,7 @@ def adopt(definitions: Mapping[str, Sequence[Column[Any]]]) -> set[str]:
     """
     connection = op.get_bind()
     inspector = inspect(connection)
-    schema = _schema(inspector, connection)
+    schema = _schema(connection)
     tables = (Table(name, MetaData(), *columns) for name, columns in definitions.items())
     existing = [table for table in tables if inspector.has_table(table.name, schema=schema)]
     columns = {
@@ -81,7 +81,7 @@ def _note(names: set[str]) -> None:
 def adopted() -> set[str]:
     """The tables that `adopt` found, which are not ours to drop; the note of it is dropped."""
     connection = op.get_bind()
-    if not inspect(connection).has_table(NOTE, schema=_schema(inspect(connection), connection)):
+    if not inspect(connection).has_table(NOTE, schema=_schema(connection)):
         return set()
     note = Table(NOTE, MetaData(), Column("table_name", Text), schema=schema_of_revision())
     names = set(connection.scalars(select(note.c.table_name)))
@@ -92,13 +92,12 @@ def adopted() -> set[str]:
 def has_index(table: str, name: str) -> bool:
     """Whether an index of this name is there already, which its owner may have built beforehand."""
     connection = op.get_bind()
-    inspector = inspect(connection)
-    return name in {index["name"] for index in inspector.get_indexes(table, schema=_schema(inspector, connection))}
+    return name in {index["name"] for index in inspect(connection).get_indexes(table, schema=_schema(connection))}
 
 
-def _schema(inspector: Inspector, connection: Connection) -> str | None:
+def _schema(connection: Connection) -> str | None:
     """Where the revision creates tables: those of a schema further down the `search_path` are somebody else's."""
-    return schema_in(connection, schema_of_revision()) or inspector.default_schema_name
+    return schema_in(connection, schema_of_revision()) or current_schema(connection)
 
 
 def _complete(table: Table, found: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from alembic.config import Config
 from sqlalchemy import BigInteger, Connection, Engine, func, literal, select
 from sqlalchemy.util import greenlet_spawn
 
+from sa_checkpoint import _transactions
 from sa_checkpoint._binds import Bind, running_loop
 from sa_checkpoint._schema import check_schema
 from sa_checkpoint.errors import MigrationUnderWay, SyncCallOnEventLoop
@@ -88,8 +89,8 @@ def _run(bind: Bind, schema: str | None, job: Job) -> None:
     if _is_under_way():
         raise MigrationUnderWay(
             "Alembic is running a migration in this process already, and cannot run another one inside it. In a "
-            "revision, say depends_on = 'sac_0002' and have our revisions in version_locations; in env.py or beside "
-            "it, call sa_checkpoint.migrations before or after context.run_migrations() has been left."
+            "revision, say depends_on = 'sac_0002' and have our revisions in version_locations. In env.py it is too "
+            "early or too late: call this before Alembic's command starts, or after it has ended."
         )
     with bind.migrating() as target:
         job(alembic_config(target, schema=schema))
@@ -142,24 +143,32 @@ def transaction(bind: Engine | Connection) -> Iterator[Connection]:
         bind: An Engine, on which the transaction is committed at the end; or a Connection, on which it is not.
     """
     if isinstance(bind, Connection):
-        _lock(bind)
+        _lock(bind, is_ours=False)
         yield bind
         return
-    with bind.connect() as connection:
-        if bind.dialect.name == "postgresql":
-            # The lock goes with the transaction, so there has to be one; and what others did while we waited for the
-            # lock has to be seen, which REPEATABLE READ would not.
+    is_postgresql = bind.dialect.name == "postgresql"
+    # Whatever the application has set, a server-side cursor is for queries only.
+    with bind.connect().execution_options(stream_results=False, yield_per=None) as connection:
+        if is_postgresql and _transactions.has_isolation_level(connection):
+            # SQLAlchemy goes back to it afterwards; and a host's listener may query before a level could be set.
             connection.execution_options(isolation_level="READ COMMITTED")
-        with connection.begin():
-            _lock(connection)
+        # The lock goes with the transaction, so there has to be one in autocommit, too.
+        with connection.begin(), _transactions.whole(connection, writes=is_postgresql):
+            if is_postgresql:
+                # What others did while we waited for the lock has to be seen, which REPEATABLE READ would not.
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            _lock(connection, is_ours=True)
             yield connection
 
 
-def _lock(connection: Connection) -> None:
+def _lock(connection: Connection, *, is_ours: bool) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(literal(_ADVISORY_LOCK, BigInteger))))
     elif connection.dialect.name == "sqlite":
         # Python's sqlite3 begins no transaction before DDL, and one that reads first could not write after another
-        # writer: this one begins with the write lock. Some hosts have it begin otherwise, and then it has begun.
-        if not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+        # writer: this one begins with the write lock, even where a host's listener has begun without it.
+        driver: Any = connection.connection.driver_connection
+        if is_ours and driver.in_transaction:
+            connection.exec_driver_sql("COMMIT")
+        if not driver.in_transaction:
             connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -14,6 +14,7 @@ from sa_checkpoint._records import Rows
 from sa_checkpoint._sqlite import SQLiteStatements
 from sa_checkpoint._statements import Call, Statements
 from sa_checkpoint._tables import tables_in
+from sa_checkpoint._transactions import BUFFERED
 from sa_checkpoint.errors import UnsupportedDatabase
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class Transaction:
         """Execute calls in order; returns the rows of the last one."""
         rows: Rows = ()
         for call in calls:
-            result = self.connection.execute(call.statement, call.parameters)
+            result = self.connection.execute(call.statement, call.parameters, execution_options=BUFFERED)
             rows = result.fetchall() if result.returns_rows else ()
         return rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, func, inspect, select
 from sqlalchemy.schema import CreateSchema
 from sqlalchemy.sql import quoted_name
 
@@ -54,6 +54,13 @@ def schema_in(connection: Connection, schema: str | None) -> str | None:
     return schemas.get(schema, schema)
 
 
+def current_schema(connection: Connection) -> str | None:
+    """Where unqualified tables are created now: the inspector says where that was on the engine's first connection."""
+    if connection.dialect.name == "postgresql":
+        return connection.scalar(select(func.current_schema()))
+    return inspect(connection).default_schema_name
+
+
 def create_schema(context: MigrationContext, schema: str | None) -> None:
     """Create a schema that does not exist; whoever upgrades an existing one needs no right to.
 
@@ -69,10 +76,14 @@ def create_schema(context: MigrationContext, schema: str | None) -> None:
         return
     if context.as_sql:
         context.execute(CreateSchema(schema, if_not_exists=True))
-    elif not inspect(context.connection).has_schema(schema):
-        if is_sqlite:
-            raise InvalidSchema(
-                f"There is no schema {schema!r}: in SQLite that is an attached database. Run ATTACH DATABASE on every "
-                "new connection, in a listener for the engine's connect event, or pass no schema."
-            )
-        context.execute(CreateSchema(schema))
+        return
+    name = schema_in(context.connection, schema)  # type: ignore[arg-type]
+    if name is None or inspect(context.connection).has_schema(name):
+        return
+    if is_sqlite:
+        raise InvalidSchema(
+            f"There is no schema {name!r}: in SQLite that is an attached database. Run ATTACH DATABASE on every new "
+            "connection, in a listener for the engine's connect event, or pass no schema."
+        )
+    if not context.opts.get("dont_mutate"):  # as `alembic current` says
+        context.execute(CreateSchema(name))

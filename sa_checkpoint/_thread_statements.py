@@ -6,9 +6,10 @@ parameters, so that one statement serves any number of checkpoints. Each is buil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 from langgraph.checkpoint.serde.types import TASKS
 from sqlalchemy import (
@@ -42,6 +43,25 @@ from sqlalchemy import (
 from sa_checkpoint._codec import EMPTY
 from sa_checkpoint._statements import Call, RowKind, Statements, text_parameter
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _built_once(build: Callable[Concatenate[Statements, P], T]) -> Callable[Concatenate[Statements, P], T]:
+    """Keep what is built for a strategy, for as long as somebody has the strategy."""
+    kept: WeakKeyDictionary[Statements, dict[Any, T]] = WeakKeyDictionary()
+
+    @wraps(build)
+    def built(statements: Statements, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        found = kept.setdefault(statements, {})
+        key = (args, *kwargs.items())
+        if key not in found:
+            found[key] = build(statements, *args, **kwargs)
+        return found[key]
+
+    return built
+
+
 # Parameters are not named like columns here, because SQLAlchemy takes those of an UPDATE for values to set: a thread is
 # "thread". What the names of sets of rows have as columns:
 DOOMED = ("checkpoint_ns", "checkpoint_id")
@@ -58,7 +78,7 @@ def _of_thread(table: Any, parameter: str = "thread") -> ColumnElement[bool]:
 # ------------------------------------------------------------------------------------------------------------- prune
 
 
-@cache
+@_built_once
 def outline(statements: Statements) -> Select[Any]:
     """The checkpoints of a thread without their contents, by namespace, newest first: what a prune is planned from."""
     table = statements.tables.checkpoints
@@ -85,7 +105,7 @@ def _join_given(statements: Statements, table: Table) -> FromClause:
     return table.join(given, is_given)
 
 
-@cache
+@_built_once
 def with_sends(statements: Statements) -> Select[Any]:
     """Of the given checkpoints of a thread, those that have TASKS writes."""
     table = statements.tables.writes
@@ -97,7 +117,7 @@ def with_sends(statements: Statements) -> Select[Any]:
     )
 
 
-@cache
+@_built_once
 def with_values(statements: Statements) -> Select[Any]:
     """For the given channels of a thread's namespaces: the checkpoints that hold a value of them."""
     table = statements.tables.checkpoints
@@ -109,7 +129,7 @@ def with_values(statements: Statements) -> Select[Any]:
     )
 
 
-@cache
+@_built_once
 def channels_of(statements: Statements) -> Select[Any]:
     """The channels that the given checkpoints of a thread have versions of."""
     table = statements.tables.checkpoints
@@ -140,7 +160,7 @@ def _has_value(statements: Statements, table: Any, channel: ColumnElement[str]) 
     )
 
 
-@cache
+@_built_once
 def deletion(statements: Statements) -> Sequence[Executable]:
     """Delete the doomed checkpoints of a thread, with their writes and the blobs that no other checkpoint names.
 
@@ -216,14 +236,14 @@ def _is_of_runs(statements: Statements, table: Table) -> ColumnElement[bool]:
     return statements.json_text(table.c.metadata, "run_id").in_(select(runs.c.run_id))
 
 
-@cache
+@_built_once
 def threads_of_runs(statements: Statements) -> Select[Any]:
     """The threads in which the given runs stored checkpoints."""
     table = statements.tables.checkpoints
     return select(table.c.thread_id).distinct().where(_is_of_runs(statements, table))
 
 
-@cache
+@_built_once
 def checkpoints_of_runs(statements: Statements) -> Select[Any]:
     """The checkpoints of a thread that the given runs stored."""
     table = statements.tables.checkpoints
@@ -233,14 +253,14 @@ def checkpoints_of_runs(statements: Statements) -> Select[Any]:
 # -------------------------------------------------------------------------------------------------------------- copy
 
 
-@cache
+@_built_once
 def any_row(statements: Statements) -> CompoundSelect[Any]:
     """At least one row if anything is stored for a thread."""
     tables = (statements.tables.checkpoints, statements.tables.blobs, statements.tables.writes)
     return union_all(*(select(exists().where(_of_thread(table))) for table in tables))
 
 
-@cache
+@_built_once
 def copy(statements: Statements) -> Sequence[Executable]:
     """Copy every row of a thread to another, inside the database."""
     tables = (statements.tables.blobs, statements.tables.writes, statements.tables.checkpoints)
@@ -271,7 +291,7 @@ def delta_history(statements: Statements, parameters: dict[str, Any], *, latest:
     return Call(_delta_history(statements, latest), parameters)
 
 
-@cache
+@_built_once
 def _delta_history(statements: Statements, latest: bool) -> Executable:
     path = _path(statements, latest)
     checkpoints, blobs, writes = statements.tables.checkpoints, statements.tables.blobs, statements.tables.writes
@@ -339,8 +359,9 @@ def _path(statements: Statements, latest: bool) -> Any:
         has_value = case((_has_value(statements, checkpoint, channel), literal_column("1")), else_=literal_column("0"))
         return select(
             channel.label("channel"),
-            checkpoint.c.checkpoint_id,
-            checkpoint.c.parent_checkpoint_id,
+            # Labelled, because the application's label_length would cut the names of columns in here only.
+            checkpoint.c.checkpoint_id.label("checkpoint_id"),
+            checkpoint.c.parent_checkpoint_id.label("parent_checkpoint_id"),
             has_value.label("has_value"),
             cast(literal_column(f"'{position}'"), Text).label("position"),
         )

@@ -6,11 +6,15 @@ On a connection in autocommit, where every statement is committed by itself, it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection
+
+# Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
+# no statement that writes can have.
+BUFFERED: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
 
 
 @contextmanager
@@ -24,13 +28,14 @@ def whole(connection: Connection, *, writes: bool) -> Iterator[None]:
     if not (writes and _is_autocommit(connection)):
         yield
         return
-    connection.exec_driver_sql("BEGIN")
+    _execute(connection, "BEGIN")
     try:
         yield
     except BaseException:
-        connection.exec_driver_sql("ROLLBACK")
+        if not connection.invalidated:  # a connection that has been lost has no transaction any more
+            _execute(connection, "ROLLBACK")
         raise
-    connection.exec_driver_sql("COMMIT")
+    _execute(connection, "COMMIT")
 
 
 @contextmanager
@@ -68,6 +73,16 @@ def _is_autocommit(connection: Connection) -> bool:
     return getattr(connection.connection.dbapi_connection, "autocommit", None) is True
 
 
+def has_isolation_level(connection: Connection) -> bool:
+    """Whether a level other than autocommit has been set, so that SQLAlchemy or the driver names it in each BEGIN."""
+    option = connection.get_execution_options().get("isolation_level")
+    pooled = connection.connection
+    levels = (
+        getattr(driver, "isolation_level", None) for driver in (pooled.dbapi_connection, pooled.driver_connection)
+    )
+    return not _is_autocommit(connection) and (option is not None or any(levels))
+
+
 def _begin_in_sqlite(connection: Connection) -> None:
     """Begin where SQLAlchemy thinks it has: Python's sqlite3 waits for the first INSERT, UPDATE or DELETE.
 
@@ -77,7 +92,11 @@ def _begin_in_sqlite(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         driver = _driver_connection(connection)
         if not driver.in_transaction:
-            connection.exec_driver_sql(f"BEGIN {driver.isolation_level}")
+            _execute(connection, f"BEGIN {driver.isolation_level}")
+
+
+def _execute(connection: Connection, statement: str) -> None:
+    connection.exec_driver_sql(statement, execution_options=BUFFERED)
 
 
 def _driver_connection(connection: Connection) -> Any:
