@@ -16,7 +16,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from sa_checkpoint import _alembic, _urls
 from sa_checkpoint._revision import VERSION_TABLE
-from sa_checkpoint._schema import check_schema, create_schema, schema_in
+from sa_checkpoint._schema import check_schema, create_schema, schema_in, schema_of_versions
 from sa_checkpoint._tables import metadata_in
 
 config = context.config
@@ -78,12 +78,11 @@ def run_on(bind: Engine | Connection) -> None:
     with warnings.catch_warnings(), _alembic.transaction(bind) as connection:
         # Of our own index, which SQLAlchemy cannot see on SQLite.
         warnings.filterwarnings("ignore", ".*expression-based index '?checkpoints_run_id_idx")
-        # Alembic creates tables through the host's schema_translate_map, but looks for them without.
         schema = schema_in(connection, SCHEMA)
         configure(
             compared_schema=None if schema == inspect(connection).default_schema_name else schema,
             connection=connection,
-            version_table_schema=schema,
+            version_table_schema=schema_of_versions(connection, SCHEMA),
         )
         with context.begin_transaction():
             create_schema(context.get_context(), SCHEMA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from sa_checkpoint import _transactions
 from sa_checkpoint._binds import Bind, running_loop
+from sa_checkpoint._cancellation import Cancellation, finished
 from sa_checkpoint._schema import check_schema
 from sa_checkpoint.errors import MigrationUnderWay, SyncCallOnEventLoop
 
@@ -75,25 +77,43 @@ def stamping(revision: str) -> Job:
 
 def run(bind: Bind, schema: str | None, job: Job) -> None:
     """Run a command of Alembic's on a bind, and wait for it."""
-    with _exclusively():
-        _run(bind, schema, job)
+    cancellation = Cancellation()
+    while True:
+        with _exclusively():
+            if _run(bind, schema, job, cancellation):
+                return
+        time.sleep(_POLL_SECONDS)
 
 
 async def arun(bind: Bind, schema: str | None, job: Job) -> None:
     """Run a command of Alembic's on an async bind, and await it."""
-    async with _aexclusively():
-        await greenlet_spawn(_run, bind, schema, job)
+    cancellation = Cancellation()
+    while True:
+        async with _aexclusively():
+            if await finished(greenlet_spawn(_run, bind, schema, job, cancellation), cancellation):
+                return
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-def _run(bind: Bind, schema: str | None, job: Job) -> None:
+def _run(bind: Bind, schema: str | None, job: Job, cancellation: Cancellation) -> bool:
+    """Run a command, if nobody else migrates the database; returns whether it has run.
+
+    Waiting in the database while holding the process's lock would be for ever where the one who holds the database's
+    lock, in a transaction of its own, wants the process's once more.
+    """
     if _is_under_way():
         raise MigrationUnderWay(
             "Alembic is running a migration in this process already, and cannot run another one inside it. In a "
             "revision, say depends_on = 'sac_0002' and have our revisions in version_locations. In env.py it is too "
             "early or too late: call this before Alembic's command starts, or after it has ended."
         )
-    with bind.migrating() as target:
-        job(alembic_config(target, schema=schema))
+    try:
+        with bind.migrating(cancellation) as target, transaction(target, waits=False) as connection:
+            job(alembic_config(connection, schema=schema))
+            cancellation.check()
+    except _AnotherMigration:
+        return False
+    return True
 
 
 def _is_under_way() -> bool:
@@ -135,40 +155,47 @@ async def _aexclusively() -> AsyncIterator[None]:
         _PROCESS_LOCK.release()
 
 
+class _AnotherMigration(Exception):
+    """Somebody else migrates the database, and nobody waits for that here."""
+
+
 @contextmanager
-def transaction(bind: Engine | Connection) -> Iterator[Connection]:
+def transaction(bind: Engine | Connection, *, waits: bool = True) -> Iterator[Connection]:
     """A Connection in a transaction in which no other process migrates this database; `env.py` works in it.
 
     Args:
-        bind: An Engine, on which the transaction is committed at the end; or a Connection, on which it is not.
+        bind: An Engine, on which the transaction is committed at the end; or a Connection, on which it is not, and
+            which is as it was before if the migration fails.
+        waits: Whether to wait in the database for another migration to end.
     """
     if isinstance(bind, Connection):
-        _lock(bind, is_ours=False)
-        yield bind
+        with _transactions.savepoint(bind, writes=True):
+            _lock(bind, waits=waits)
+            yield bind
         return
     is_postgresql = bind.dialect.name == "postgresql"
     # Whatever the application has set, a server-side cursor is for queries only.
-    with bind.connect().execution_options(stream_results=False, yield_per=None) as connection:
+    with bind.connect().execution_options(**_transactions.BUFFERED) as connection:
         if is_postgresql and _transactions.has_isolation_level(connection):
             # SQLAlchemy goes back to it afterwards; and a host's listener may query before a level could be set.
             connection.execution_options(isolation_level="READ COMMITTED")
         # The lock goes with the transaction, so there has to be one in autocommit, too.
-        with connection.begin(), _transactions.whole(connection, writes=is_postgresql):
+        with connection.begin(), _transactions.whole(connection, writes=True):
             if is_postgresql:
                 # What others did while we waited for the lock has to be seen, which REPEATABLE READ would not.
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-            _lock(connection, is_ours=True)
+            elif bind.dialect.name == "sqlite":
+                _transactions.begin_immediately(connection)
+            _lock(connection, waits=waits)
             yield connection
 
 
-def _lock(connection: Connection, *, is_ours: bool) -> None:
-    if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(literal(_ADVISORY_LOCK, BigInteger))))
-    elif connection.dialect.name == "sqlite":
-        # Python's sqlite3 begins no transaction before DDL, and one that reads first could not write after another
-        # writer: this one begins with the write lock, even where a host's listener has begun without it.
-        driver: Any = connection.connection.driver_connection
-        if is_ours and driver.in_transaction:
-            connection.exec_driver_sql("COMMIT")
-        if not driver.in_transaction:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _lock(connection: Connection, *, waits: bool) -> None:
+    """Take the database's lock until the transaction ends; SQLite's have it from their beginning."""
+    if connection.dialect.name != "postgresql":
+        return
+    key = literal(_ADVISORY_LOCK, BigInteger)
+    if waits:
+        connection.execute(select(func.pg_advisory_xact_lock(key)))
+    elif not connection.scalar(select(func.pg_try_advisory_xact_lock(key))):
+        raise _AnotherMigration

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sa_checkpoint import _codec, _history, _maintenance, _operations, _revision
 from sa_checkpoint._binds import Bind
+from sa_checkpoint._cancellation import Cancellation
 from sa_checkpoint._execution import Operation
 from sa_checkpoint._operations import Listing
 from sa_checkpoint._schema import check_schema
@@ -66,12 +67,12 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
         saver._bind = bind
         return saver
 
-    def _execute(self, operation: Operation[Any], started: Callable[[Connection], None] | None = None) -> Any:
+    def _execute(self, operation: Operation[Any], cancellation: Cancellation) -> Any:
         """Execute an operation on a connection; again, if a transaction of ours lost against another one.
 
         Args:
             operation: What to execute.
-            started: Called with the connection when there is one.
+            cancellation: Whether the call has been given up.
 
         Raises:
             SchemaOutOfDate: A table or column is missing.
@@ -80,20 +81,18 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
         for attempt in range(_ATTEMPTS):
             connection: Connection | None = None
             try:
-                with self._bind.connect(writes=operation.writes) as connection:
-                    if started:
-                        started(connection)
+                with self._bind.connect(cancellation, writes=operation.writes) as connection:
                     return operation.execute(connection, self._schema)
             except DBAPIError as error:
                 if is_schema_error(error):
-                    raise self._out_of_date(error) from error
+                    raise self._out_of_date(error, cancellation) from error
                 is_ours = connection is not None and connection.closed
                 if attempt == _ATTEMPTS - 1 or not is_ours or not is_transient(error):
                     raise
         raise AssertionError("unreachable")
 
-    def _out_of_date(self, error: DBAPIError) -> SchemaOutOfDate:
-        with self._bind.connect(writes=False) as connection:
+    def _out_of_date(self, error: DBAPIError, cancellation: Cancellation) -> SchemaOutOfDate:
+        with self._bind.connect(cancellation, writes=False) as connection:
             return _revision.out_of_date(connection, self._schema, str(error.orig))
 
     def get_next_version(self, current: str | None, channel: None) -> str:

@@ -12,19 +12,18 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import Connection, Engine, SingletonThreadPool, StaticPool, delete
+from sqlalchemy import Connection, Dialect, Engine, SingletonThreadPool, StaticPool, delete
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sa_checkpoint import _transactions, _turns
+from sa_checkpoint._cancellation import Cancellation
 from sa_checkpoint._urls import is_memory
 from sa_checkpoint.errors import InvalidBind
 from sa_checkpoint.models import Checkpoint
-
-Turn = Callable[[Any], AbstractContextManager[None]]
 
 _A_WRITE = delete(Checkpoint)
 
@@ -33,110 +32,126 @@ class Bind(ABC):
     """Where the operations of one saver get their connection.
 
     Attributes:
-        turn: Waits until a key is free: in this thread, or in this greenlet of the event loop.
+        is_async: Whether this is the sync side of what an asyncio program has, used inside `greenlet_spawn`.
     """
 
-    def __init__(self, turn: Turn) -> None:
-        self.turn = turn
+    def __init__(self, *, is_async: bool) -> None:
+        self.is_async = is_async
 
     @abstractmethod
-    def connect(self, *, writes: bool = True) -> AbstractContextManager[Connection]:
+    def connect(self, cancellation: Cancellation, *, writes: bool = True) -> AbstractContextManager[Connection]:
         """A Connection for as long as an operation's statements run.
 
-        If the operation fails, nothing of it is left, and a caller's transaction is as it was before. A connection
-        that is closed afterwards was in a transaction of ours, which has ended.
+        If the operation fails or is cancelled, nothing of it is left, and a caller's transaction is as it was before.
+        A connection that is closed afterwards was in a transaction of ours, which has ended.
 
         Args:
+            cancellation: The call's. Waiting for a connection can be interrupted, work on a caller's cannot.
             writes: Whether the operation changes anything.
         """
 
     @abstractmethod
-    def migrating(self) -> AbstractContextManager[Engine | Connection]:
+    def migrating(self, cancellation: Cancellation) -> AbstractContextManager[Engine | Connection]:
         """What Alembic works on: an Engine, or a Connection in the caller's transaction."""
+
+    def turn(self, key: Any) -> AbstractContextManager[None]:
+        """Wait until a key is free."""
+        return _turns.async_turn(key) if self.is_async else _turns.turn(key)
+
+    def protected(self, dialect: Dialect, cancellation: Cancellation) -> AbstractContextManager[None]:
+        """Protect work on a connection of ours, unless it is an async driver's, which SQLAlchemy then closes.
+
+        A thread cannot be interrupted, and aiosqlite's statements run in one: SQLAlchemy would abandon a connection
+        that holds SQLite's write lock.
+        """
+        return cancellation.protected() if not self.is_async or dialect.name == "sqlite" else nullcontext()
 
 
 class EngineBind(Bind):
     """An Engine: each operation is a transaction on a connection of its pool."""
 
-    def __init__(self, engine: Engine, turn: Turn) -> None:
-        super().__init__(turn)
+    def __init__(self, engine: Engine, *, is_async: bool) -> None:
+        super().__init__(is_async=is_async)
         self.source = engine
 
     @contextmanager
-    def connect(self, *, writes: bool = True) -> Iterator[Connection]:
-        with self.turn(_shared(self.source)), self.source.begin() as connection:
-            with _transactions.whole(connection, writes=writes):
-                yield connection
+    def connect(self, cancellation: Cancellation, *, writes: bool = True) -> Iterator[Connection]:
+        with self.turn(_shared(self.source)), self.source.connect() as connection:
+            with self.protected(self.source.dialect, cancellation), connection.begin():
+                with _transactions.whole(connection, writes=writes):
+                    yield connection
+                    cancellation.check()
 
     @contextmanager
-    def migrating(self) -> Iterator[Engine]:
-        with self.turn(_shared(self.source)):
+    def migrating(self, cancellation: Cancellation) -> Iterator[Engine]:
+        with self.turn(_shared(self.source)), self.protected(self.source.dialect, cancellation):
             yield self.source
 
 
 class ConnectionBind(Bind):
     """A Connection of the caller's."""
 
-    def __init__(self, connection: Connection, turn: Turn) -> None:
-        super().__init__(turn)
+    def __init__(self, connection: Connection, *, is_async: bool) -> None:
+        super().__init__(is_async=is_async)
         self.source = connection
 
     @contextmanager
-    def connect(self, *, writes: bool = True) -> Iterator[Connection]:
-        with self.turn(_shared(self.source)), _transactions.savepoint(self.source, writes=writes):
+    def connect(self, cancellation: Cancellation, *, writes: bool = True) -> Iterator[Connection]:
+        with self.migrating(cancellation), _transactions.savepoint(self.source, writes=writes):
             yield self.source
+            cancellation.check()
 
     @contextmanager
-    def migrating(self) -> Iterator[Connection]:
-        with self.turn(_shared(self.source)):
+    def migrating(self, cancellation: Cancellation) -> Iterator[Connection]:
+        with self.turn(_shared(self.source)), cancellation.protected():
             yield self.source
 
 
 class SessionBind(Bind):
     """A Session of the caller's: its connection, so that nothing of the caller's is flushed."""
 
-    def __init__(self, session: Session, turn: Turn, is_async: bool) -> None:
-        super().__init__(turn)
+    def __init__(self, session: Session, *, is_async: bool) -> None:
+        super().__init__(is_async=is_async)
         self.source = session
-        self._is_async = is_async
 
     @contextmanager
-    def connect(self, *, writes: bool = True) -> Iterator[Connection]:
-        with self.migrating() as connection, _transactions.savepoint(connection, writes=writes):
+    def connect(self, cancellation: Cancellation, *, writes: bool = True) -> Iterator[Connection]:
+        with self.migrating(cancellation) as connection, _transactions.savepoint(connection, writes=writes):
             yield connection
+            cancellation.check()
 
     @contextmanager
-    def migrating(self) -> Iterator[Connection]:
-        bind = _routed(self.source, is_async=self._is_async)
+    def migrating(self, cancellation: Cancellation) -> Iterator[Connection]:
+        bind = _routed(self.source, is_async=self.is_async)
         with self.turn(self.source):
             connection = self.source.connection(bind_arguments={"bind": bind})
-            with self.turn(_shared(connection)):
+            with self.turn(_shared(connection)), cancellation.protected():
                 yield connection
 
 
 class SessionFactoryBind(Bind):
     """A sessionmaker: each operation opens a session and commits it, with the host's session events and routing."""
 
-    def __init__(self, factory: Callable[[], Session], turn: Turn, is_async: bool) -> None:
-        super().__init__(turn)
+    def __init__(self, factory: Callable[[], Session], *, is_async: bool) -> None:
+        super().__init__(is_async=is_async)
         self.source = factory
-        self._is_async = is_async
 
     @contextmanager
-    def connect(self, *, writes: bool = True) -> Iterator[Connection]:
+    def connect(self, cancellation: Cancellation, *, writes: bool = True) -> Iterator[Connection]:
         with self.source() as session:
-            bind = _routed(session, is_async=self._is_async)
+            bind = _routed(session, is_async=self.is_async)
             # A factory of the host's may have begun.
             with self.turn(_shared(bind)), session.get_transaction() or session.begin():
                 connection = session.connection(bind_arguments={"bind": bind})
-                with _transactions.whole(connection, writes=writes):
+                with self.protected(bind.dialect, cancellation), _transactions.whole(connection, writes=writes):
                     yield connection
+                    cancellation.check()
 
     @contextmanager
-    def migrating(self) -> Iterator[Engine | Connection]:
+    def migrating(self, cancellation: Cancellation) -> Iterator[Engine | Connection]:
         with self.source() as session:
-            bind = _routed(session, is_async=self._is_async)
-            with self.turn(_shared(bind)):
+            bind = _routed(session, is_async=self.is_async)
+            with self.turn(_shared(bind)), self.protected(bind.dialect, cancellation):
                 yield bind
 
 
@@ -211,17 +226,17 @@ def sync_bind(bind: Any) -> Bind:
         )
     _check_kind(bind, "SQLAlchemySaver", _SYNC)
     if isinstance(bind, Session):
-        return SessionBind(bind, _turns.turn, is_async=False)
+        return SessionBind(bind, is_async=False)
     if isinstance(bind, sessionmaker | scoped_session):
         factory = bind.session_factory if isinstance(bind, scoped_session) else bind
         given = _bind_of(factory)
         if given is not None:
             _check_memory(given)
             _check_database(given, is_async=False)
-        return SessionFactoryBind(factory, _turns.turn, is_async=False)
+        return SessionFactoryBind(factory, is_async=False)
     _check_database(bind, is_async=False)
     _check_memory(bind)
-    return EngineBind(bind, _turns.turn) if isinstance(bind, Engine) else ConnectionBind(bind, _turns.turn)
+    return EngineBind(bind, is_async=False) if isinstance(bind, Engine) else ConnectionBind(bind, is_async=False)
 
 
 def async_bind(bind: Any) -> Bind:
@@ -237,20 +252,20 @@ def async_bind(bind: Any) -> Bind:
         )
     _check_kind(bind, "AsyncSQLAlchemySaver", _asyncio_class(*_ASYNC))
     if isinstance(bind, _asyncio_class("AsyncSession")):
-        return SessionBind(bind.sync_session, _turns.async_turn, is_async=True)
+        return SessionBind(bind.sync_session, is_async=True)
     if isinstance(bind, _asyncio_class("async_sessionmaker", "async_scoped_session")):
         factory = bind.session_factory if isinstance(bind, _asyncio_class("async_scoped_session")) else bind
         given = _bind_of(factory)
         if given is not None:
             _check_database(given, is_async=True)
-        return SessionFactoryBind(lambda: factory().sync_session, _turns.async_turn, is_async=True)
+        return SessionFactoryBind(lambda: factory().sync_session, is_async=True)
     if isinstance(bind, _asyncio_class("AsyncEngine")):
-        return EngineBind(bind.sync_engine, _turns.async_turn)
+        return EngineBind(bind.sync_engine, is_async=True)
     if bind.sync_connection is None:
         raise InvalidBind(
             "This AsyncConnection has not been started: use `async with engine.connect() as connection`, or await it."
         )
-    return ConnectionBind(bind.sync_connection, _turns.async_turn)
+    return ConnectionBind(bind.sync_connection, is_async=True)
 
 
 def callers(bind: Any) -> Any:

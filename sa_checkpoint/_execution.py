@@ -53,13 +53,14 @@ class Transaction:
     connection: Connection
     statements: Statements
 
-    def run(self, *calls: Call) -> Rows:
-        """Execute calls in order; returns the rows of the last one."""
-        rows: Rows = ()
+    def run(self, *calls: Call) -> None:
+        """Execute calls in order."""
         for call in calls:
-            result = self.connection.execute(call.statement, call.parameters, execution_options=BUFFERED)
-            rows = result.fetchall() if result.returns_rows else ()
-        return rows
+            self.connection.execute(call.statement, call.parameters, execution_options=BUFFERED).close()
+
+    def fetch(self, call: Call) -> Rows:
+        """Execute a call, and fetch its rows."""
+        return self.connection.execute(call.statement, call.parameters, execution_options=BUFFERED).fetchall()
 
 
 @dataclass(frozen=True)

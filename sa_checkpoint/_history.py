@@ -30,7 +30,7 @@ def get_delta_channel_history(
 
     def work(transaction: Transaction) -> Rows:
         parameters = {**start, **transaction.statements.row_values("channels", ("channel",), names)}
-        return transaction.run(delta_history(transaction.statements, parameters, latest=checkpoint_id is None))
+        return transaction.fetch(delta_history(transaction.statements, parameters, latest=checkpoint_id is None))
 
     def decode(rows: Rows) -> Mapping[str, DeltaChannelHistory]:
         return {channel: _history(serde, [row for row in rows if row.channel == channel]) for (channel,) in names}

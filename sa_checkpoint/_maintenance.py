@@ -53,7 +53,9 @@ def copy_thread(source_thread_id: str, target_thread_id: str) -> Operation[None]
     def work(transaction: Transaction) -> None:
         statements = transaction.statements
         transaction.run(statements.lock_thread(target))
-        if any(found for (found,) in transaction.run(Call(thread_statements.any_row(statements), {"thread": target}))):
+        if any(
+            found for (found,) in transaction.fetch(Call(thread_statements.any_row(statements), {"thread": target}))
+        ):
             raise exists
         parameters = {"source": source, "target": target}
         try:
@@ -75,7 +77,7 @@ def threads_of_runs(run_ids: Sequence[str]) -> Operation[Sequence[str]]:
     def work(transaction: Transaction) -> Any:
         statements = transaction.statements
         parameters = statements.row_values("runs", ("run_id",), [(run_id,) for run_id in run_ids])
-        return transaction.run(Call(thread_statements.threads_of_runs(statements), parameters))
+        return transaction.fetch(Call(thread_statements.threads_of_runs(statements), parameters))
 
     return Operation(work, lambda rows: [row.thread_id for row in rows], writes=False)
 
@@ -87,7 +89,7 @@ def delete_runs_of_thread(thread_id: str, run_ids: Sequence[str]) -> Operation[N
         statements = transaction.statements
         transaction.run(statements.lock_thread(thread_id))
         parameters = statements.row_values("runs", ("run_id",), [(run_id,) for run_id in run_ids])
-        doomed = transaction.run(
+        doomed = transaction.fetch(
             Call(thread_statements.checkpoints_of_runs(statements), {"thread": thread_id, **parameters})
         )
         _delete(transaction, thread_id, [(row.checkpoint_ns, row.checkpoint_id) for row in doomed], [])
@@ -124,7 +126,7 @@ def prune_thread(thread_id: str, strategy: str) -> Operation[None]:
     def work(transaction: Transaction) -> None:
         statements = transaction.statements
         transaction.run(statements.lock_thread(thread_id))
-        rows = transaction.run(Call(thread_statements.outline(statements), {"thread": thread_id}))
+        rows = transaction.fetch(Call(thread_statements.outline(statements), {"thread": thread_id}))
         plan = _Plan(transaction, thread_id, _namespaces(rows))
         _delete(transaction, thread_id, *plan.make())
 
@@ -222,7 +224,7 @@ class _Plan:
     def _run(self, statement: Any, columns: Sequence[str], rows: Sequence[Key]) -> Sequence[Row[Any]]:
         statements = self.transaction.statements
         parameters = {"thread": self.thread_id, **statements.row_values("given", columns, rows)}
-        return self.transaction.run(Call(statement(statements), parameters))
+        return self.transaction.fetch(Call(statement(statements), parameters))
 
 
 def _delta_channels(rows: Sequence[Row[Any]]) -> set[str]:

@@ -146,7 +146,7 @@ def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[Ch
     shape = ReadShape(checkpoint_id=checkpoint_id is not None)
 
     def work(transaction: Transaction) -> Rows:
-        return transaction.run(transaction.statements.read(shape, parameters))
+        return transaction.fetch(transaction.statements.read(shape, parameters))
 
     def decode(rows: Rows) -> CheckpointTuple | None:
         return next((record.load(serde) for record in records_of(rows)), None)
@@ -178,7 +178,7 @@ class Listing:
         def work(transaction: Transaction) -> tuple[Rows, bool]:
             statements = transaction.statements
             call = statements.read(self.shape, {**self.parameters, "limit": size}, self.filter)
-            return transaction.run(call), statements.filters_exactly
+            return transaction.fetch(call), statements.filters_exactly
 
         def decode(found: tuple[Rows, bool]) -> Page:
             rows, fits = found

@@ -50,8 +50,11 @@ def schema_in(connection: Connection, schema: str | None) -> str | None:
     Returns:
         None if the database decides.
     """
-    schemas: Mapping[str | None, str | None] = connection.get_execution_options().get("schema_translate_map") or {}
-    return schemas.get(schema, schema)
+    return _translations(connection).get(schema, schema)
+
+
+def _translations(connection: Connection) -> Mapping[str | None, str | None]:
+    return connection.get_execution_options().get("schema_translate_map") or {}
 
 
 def current_schema(connection: Connection) -> str | None:
@@ -59,6 +62,19 @@ def current_schema(connection: Connection) -> str | None:
     if connection.dialect.name == "postgresql":
         return connection.scalar(select(func.current_schema()))
     return inspect(connection).default_schema_name
+
+
+def schema_of_versions(connection: Connection, schema: str | None) -> str | None:
+    """Where Alembic keeps our version table: in the schema that it creates tables in.
+
+    It creates the table through the host's `schema_translate_map`, but looks for it without, and wherever the
+    `search_path` leads: in the schema of a tenant whose tables are still to be made it would find another one's.
+    """
+    name = schema_in(connection, schema)
+    if name is not None or connection.dialect.name != "postgresql":
+        return name
+    name = current_schema(connection)
+    return None if name in _translations(connection) else name
 
 
 def create_schema(context: MigrationContext, schema: str | None) -> None:

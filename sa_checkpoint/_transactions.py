@@ -7,10 +7,11 @@ On a connection in autocommit, where every statement is committed by itself, it 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 # Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
 # no statement that writes can have.
@@ -28,14 +29,13 @@ def whole(connection: Connection, *, writes: bool) -> Iterator[None]:
     if not (writes and _is_autocommit(connection)):
         yield
         return
-    _execute(connection, "BEGIN")
+    _execute(connection, _begin(connection))
     try:
         yield
+        _execute(connection, "COMMIT")
     except BaseException:
-        if not connection.invalidated:  # a connection that has been lost has no transaction any more
-            _execute(connection, "ROLLBACK")
+        _roll_back(connection)
         raise
-    _execute(connection, "COMMIT")
 
 
 @contextmanager
@@ -55,22 +55,12 @@ def savepoint(connection: Connection, *, writes: bool) -> Iterator[None]:
         # A failed SELECT does no harm there, and a transaction that has begun with one may not be able to write.
         yield
     else:
-        _begin_in_sqlite(connection)
+        # Python's sqlite3 waits for the first INSERT, UPDATE or DELETE. A SAVEPOINT before that would be a transaction
+        # of its own, and its RELEASE a COMMIT (https://www.sqlite.org/lang_savepoint.html).
+        if connection.dialect.name == "sqlite" and not _is_in_transaction(connection):
+            _execute(connection, _begin(connection))
         with connection.begin_nested():
             yield
-
-
-def _is_autocommit(connection: Connection) -> bool:
-    """Whether the driver commits each statement."""
-    if connection.dialect.name == "sqlite":
-        driver = _driver_connection(connection)
-        # Without an isolation level Python's sqlite3 begins nothing; but a host's listener may have.
-        begins = driver.isolation_level is not None and getattr(driver, "autocommit", None) is not True
-        return not begins and not driver.in_transaction
-    level = connection.get_execution_options().get("isolation_level")
-    if level is not None:
-        return bool(level == "AUTOCOMMIT")
-    return getattr(connection.connection.dbapi_connection, "autocommit", None) is True
 
 
 def has_isolation_level(connection: Connection) -> bool:
@@ -83,16 +73,51 @@ def has_isolation_level(connection: Connection) -> bool:
     return not _is_autocommit(connection) and (option is not None or any(levels))
 
 
-def _begin_in_sqlite(connection: Connection) -> None:
-    """Begin where SQLAlchemy thinks it has: Python's sqlite3 waits for the first INSERT, UPDATE or DELETE.
+def begin_immediately(connection: Connection) -> None:
+    """Have a transaction of ours on SQLite begin with the write lock, even where a host's listener has begun without.
 
-    A SAVEPOINT before that would be a transaction of its own, and its RELEASE a COMMIT
-    (https://www.sqlite.org/lang_savepoint.html).
+    One that reads first could not write after another writer.
     """
+    if _is_in_transaction(connection):
+        _execute(connection, "COMMIT")
+    _execute(connection, _begin(connection))
+
+
+def _is_autocommit(connection: Connection) -> bool:
+    """Whether the driver commits each statement."""
+    if _is_in_transaction(connection):
+        return False  # an application may have sent a BEGIN itself
+    driver = _driver_connection(connection)
     if connection.dialect.name == "sqlite":
-        driver = _driver_connection(connection)
-        if not driver.in_transaction:
-            _execute(connection, f"BEGIN {driver.isolation_level}")
+        # Without an isolation level Python's sqlite3 begins nothing.
+        return driver.isolation_level is None or getattr(driver, "autocommit", None) is True
+    level = connection.get_execution_options().get("isolation_level")
+    if level is not None:
+        return bool(level == "AUTOCOMMIT")
+    return getattr(connection.connection.dbapi_connection, "autocommit", None) is True
+
+
+def _is_in_transaction(connection: Connection) -> bool:
+    """Whether the driver knows of a transaction; what SQLAlchemy has begun may begin with the next statement only."""
+    driver = _driver_connection(connection)
+    if hasattr(driver, "in_transaction"):  # sqlite3, aiosqlite
+        return bool(driver.in_transaction)
+    if hasattr(driver, "is_in_transaction"):  # asyncpg
+        return bool(driver.is_in_transaction())
+    # psycopg, psycopg2; libpq's PQTRANS_IDLE is 0
+    return bool(getattr(getattr(driver, "info", None), "transaction_status", 0))
+
+
+def _begin(connection: Connection) -> str:
+    # In SQLite a transaction that is going to write takes the lock at once.
+    return "BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else "BEGIN"
+
+
+def _roll_back(connection: Connection) -> None:
+    """Roll back what is left, and let the error that led here be the one that is seen."""
+    if not connection.invalidated and _is_in_transaction(connection):
+        with suppress(DBAPIError):
+            _execute(connection, "ROLLBACK")
 
 
 def _execute(connection: Connection, statement: str) -> None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Lock
+from contextlib import AbstractContextManager, contextmanager
+from threading import Lock, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.util import await_only
 
-_LOCKS: WeakKeyDictionary[Any, Lock] = WeakKeyDictionary()
+_LOCKS: WeakKeyDictionary[Any, AbstractContextManager[Any]] = WeakKeyDictionary()
 _LOCKS_LOCK = Lock()
 _ASYNC_LOCKS: WeakKeyDictionary[Any, WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = WeakKeyDictionary()
 
 
 @contextmanager
 def turn(key: Any) -> Iterator[None]:
-    """Wait in this thread until nobody else is at it.
+    """Wait in this thread until no other thread is at it.
+
+    The thread that is may come in again: a listener of the application's that calls a saver is in the same transaction.
 
     Args:
         key: What is shared: a Connection, Session or pool. None if nothing is.
@@ -27,7 +29,7 @@ def turn(key: Any) -> Iterator[None]:
         yield
         return
     with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(key, Lock())
+        lock = _LOCKS.setdefault(key, RLock())
     with lock:
         yield
 
@@ -39,6 +41,8 @@ def async_turn(key: Any) -> Iterator[None]:
         yield
         return
     loops = _ASYNC_LOCKS.setdefault(key, WeakKeyDictionary())
+    for loop in [loop for loop in loops if loop.is_closed()]:  # which the lock itself keeps alive
+        del loops[loop]
     # An asyncio.Lock belongs to the loop that first waits for it.
     lock = loops.setdefault(asyncio.get_running_loop(), asyncio.Lock())
     await_only(lock.acquire())

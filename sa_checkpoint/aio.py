@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL
 from sqlalchemy.util import greenlet_spawn
 
 from sa_checkpoint import _alembic
 from sa_checkpoint._base import BaseSQLAlchemySaver
 from sa_checkpoint._binds import async_bind, callers, running_loop
+from sa_checkpoint._cancellation import Cancellation, finished
 from sa_checkpoint._execution import Operation
 from sa_checkpoint._urls import create_own_async_engine
 from sa_checkpoint.errors import MissingDriver, SyncCallOnEventLoop
@@ -88,7 +89,9 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
         Raises:
             InvalidBind: It has no transaction of yours.
         """
-        return self._on(async_bind(callers(bind)))
+        saver = self._on(async_bind(callers(bind)))
+        saver._loop = running_loop() or self._loop
+        return saver
 
     @classmethod
     @asynccontextmanager
@@ -131,30 +134,10 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
 
     async def _arun(self, operation: Operation[T]) -> T:
         self._loop = asyncio.get_running_loop()
-        started: list[Connection] = []
+        cancellation = Cancellation()
         # What AsyncConnection.run_sync does, with checkout and commit inside: one switch instead of three.
-        result = await self._finished(greenlet_spawn(self._execute, operation, started.append), started)
+        result = await finished(greenlet_spawn(self._execute, operation, cancellation), cancellation)
         return operation.decode(result)
-
-    async def _finished(self, work: Coroutine[Any, Any, Any], started: Sequence[Connection]) -> Any:
-        """Await work on a connection, and if this is cancelled, wait until the connection has been given back.
-
-        The work is cancelled, too, but only once: a second time would interrupt its rollback. On aiosqlite's
-        connection it is let finish: statements run in a thread that knows nothing of it, and SQLAlchemy would abandon
-        a connection that holds SQLite's write lock.
-        """
-        task = asyncio.ensure_future(work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not started or started[0].dialect.name != "sqlite":
-                task.cancel()
-            while not task.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # marked as retrieved: the caller asked for the end, and gets it
-            raise
 
     def _run(self, operation: Operation[T]) -> T:
         running = running_loop()

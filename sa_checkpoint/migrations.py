@@ -19,6 +19,7 @@ from sa_checkpoint import _alembic, _revision
 from sa_checkpoint._adoption import NOTE
 from sa_checkpoint._alembic import alembic_config, script_location
 from sa_checkpoint._binds import Bind, async_bind, sync_bind
+from sa_checkpoint._cancellation import Cancellation, finished
 from sa_checkpoint._revision import HEAD, VERSION_TABLE
 from sa_checkpoint._schema import check_schema
 from sa_checkpoint.models import metadata
@@ -133,12 +134,15 @@ def current(bind: SyncBind, *, schema: str | None = None) -> str | None:
         InvalidBind: `bind` is of another kind.
         InvalidSchema: `schema` is not an identifier.
     """
-    return _current(sync_bind(bind), check_schema(schema))
+    return _current(sync_bind(bind), check_schema(schema), Cancellation())
 
 
 async def acurrent(bind: AsyncBind, *, schema: str | None = None) -> str | None:
     """The async twin of `current`."""
-    return await greenlet_spawn(_current, async_bind(bind), check_schema(schema))
+    cancellation = Cancellation()
+    call = greenlet_spawn(_current, async_bind(bind), check_schema(schema), cancellation)
+    revision: str | None = await finished(call, cancellation)
+    return revision
 
 
 def check(bind: SyncBind, *, schema: str | None = None) -> None:
@@ -157,21 +161,22 @@ def check(bind: SyncBind, *, schema: str | None = None) -> None:
         InvalidBind: `bind` is of another kind.
         InvalidSchema: `schema` is not an identifier.
     """
-    _check(sync_bind(bind), check_schema(schema))
+    _check(sync_bind(bind), check_schema(schema), Cancellation())
 
 
 async def acheck(bind: AsyncBind, *, schema: str | None = None) -> None:
     """The async twin of `check`."""
-    await greenlet_spawn(_check, async_bind(bind), check_schema(schema))
+    cancellation = Cancellation()
+    await finished(greenlet_spawn(_check, async_bind(bind), check_schema(schema), cancellation), cancellation)
 
 
-def _current(bind: Bind, schema: str | None) -> str | None:
-    with bind.connect(writes=False) as connection:
+def _current(bind: Bind, schema: str | None, cancellation: Cancellation) -> str | None:
+    with bind.connect(cancellation, writes=False) as connection:
         return _revision.current(connection, schema)
 
 
-def _check(bind: Bind, schema: str | None) -> None:
-    with bind.connect(writes=False) as connection:
+def _check(bind: Bind, schema: str | None, cancellation: Cancellation) -> None:
+    with bind.connect(cancellation, writes=False) as connection:
         missing = _revision.missing(connection, schema)
         if missing or _revision.current(connection, schema) not in (None, HEAD):
             raise _revision.out_of_date(connection, schema, ", ".join(missing))

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sa_checkpoint import _alembic
 from sa_checkpoint._base import BaseSQLAlchemySaver
 from sa_checkpoint._binds import callers, sync_bind
+from sa_checkpoint._cancellation import Cancellation, finished
 from sa_checkpoint._execution import Operation
 from sa_checkpoint._urls import create_own_engine
 
@@ -113,8 +114,10 @@ class SQLAlchemySaver(BaseSQLAlchemySaver):
         """
         _alembic.run(self._bind, self._schema, _alembic.upgrading())
 
-    def _run(self, operation: Operation[T]) -> T:
-        return operation.decode(self._execute(operation))
+    def _run(self, operation: Operation[T], cancellation: Cancellation | None = None) -> T:
+        return operation.decode(self._execute(operation, cancellation or Cancellation()))
 
     async def _arun(self, operation: Operation[T]) -> T:
-        return await asyncio.to_thread(self._run, operation)
+        cancellation = Cancellation()
+        result: T = await finished(asyncio.to_thread(self._run, operation, cancellation), cancellation)
+        return result
