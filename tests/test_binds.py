@@ -155,7 +155,8 @@ async def test_a_call_that_waits_for_the_pool_can_be_cancelled_at_once(database:
 
 
 def test_our_own_sqlite_engine_uses_wal_and_waits_for_locks(tmp_path: Path) -> None:
-    with SQLAlchemySaver.from_conn_string(f"sqlite:///{tmp_path}/a.db") as saver, saver._bind.connect(Cancellation()) as connection:
+    url = f"sqlite:///{tmp_path}/a.db"
+    with SQLAlchemySaver.from_conn_string(url) as saver, saver._bind.connect(Cancellation()) as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "busy_timeout", "foreign_keys")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.config import Config
@@ -19,14 +23,14 @@ from pytest_alembic.tests import (  # noqa: F401 (pytest collects them)
     test_up_down_consistency,
     test_upgrade,
 )
-from sqlalchemy import URL, Engine, create_engine, inspect, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from sa_checkpoint import models
-from sa_checkpoint.errors import SyncCallOnEventLoop
-from sa_checkpoint.migrations import VERSION_TABLE, aupgrade, downgrade, script_location, upgrade
+from sa_checkpoint import SQLAlchemySaver, migrations, models
+from sa_checkpoint.errors import SchemaOutOfDate, SyncCallOnEventLoop
+from sa_checkpoint.migrations import VERSION_TABLE, aupgrade, check, downgrade, script_location, upgrade
 from sa_checkpoint.migrations import alembic_config as our_config
-from tests.backends import BACKENDS, Backend, Client, saver_on
+from tests.backends import BACKENDS, Backend, Client, Database, saver_on
 from tests.checkpoints import checkpoint_of, config_of
 
 ROOT = Path(__file__).parent.parent
@@ -202,31 +206,70 @@ async def test_setup_makes_the_tables_and_may_be_called_again(
 SETUP = """
 import sys
 from sa_checkpoint import SQLAlchemySaver
-with SQLAlchemySaver.from_conn_string(sys.argv[1]) as saver:
+with SQLAlchemySaver.from_conn_string(sys.argv[1], schema=sys.argv[2] or None) as saver:
+    print("ready", flush=True)
     sys.stdin.readline()
     saver.setup()
 """
 
 
-def test_several_processes_set_up_at_once(url: URL, alembic_engine: Engine) -> None:
+@pytest.mark.parametrize(
+    ("backend", "schema"),
+    [(SYNC[0], None), (SYNC[1], None), (SYNC[1], "agents")],
+    ids=["sqlite", "postgresql", "postgresql-schema"],
+)
+def test_several_processes_set_up_at_once(
+    backend: Backend, schema: str | None, new_url: Callable[[Backend], URL]
+) -> None:
     """Known fault elsewhere: of the first setup() calls from several workers at once, most fail."""
+    url = new_url(backend)
+    command = [sys.executable, "-c", SETUP, plain(url), schema or ""]
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", SETUP, plain(url)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(8)
     ]
-    errors = [worker.communicate("go\n")[1] for worker in workers]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    errors = [worker.communicate()[1] for worker in workers]
 
     assert [worker.returncode for worker in workers] == [0] * 8, "\n".join(errors)
-    assert tables(alembic_engine) == OUR_TABLES
+    engine = create_engine(url)
+    assert set(inspect(engine).get_table_names(schema=schema)) == OUR_TABLES
+    engine.dispose()
+
+
+def in_threads(*upgrades: Callable[[], None]) -> None:
+    """Run them at once, each in a thread of its own."""
+    with ThreadPoolExecutor(len(upgrades)) as pool:
+        for future in [pool.submit(upgrade) for upgrade in upgrades]:
+            future.result()
 
 
 def test_several_threads_upgrade_at_once(alembic_engine: Engine) -> None:
     """Known fault elsewhere: Alembic's globals are the process's, so threads disturb each other."""
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda _: upgrade(alembic_engine), range(16)))
+    in_threads(*[partial(upgrade, alembic_engine)] * 16)
     assert tables(alembic_engine) == OUR_TABLES
+
+
+def test_several_threads_upgrade_one_schema_at_once(new_postgres: Callable[[], URL]) -> None:
+    engine = create_engine(new_postgres())
+    in_threads(*[partial(upgrade, engine, schema="agents")] * 16)
+    assert set(inspect(engine).get_table_names(schema="agents")) == OUR_TABLES
+    engine.dispose()
+
+
+@pytest.mark.parametrize("backend", SYNC, ids=lambda backend: backend.dialect)
+def test_several_threads_upgrade_a_database_each_at_once(backend: Backend, new_url: Callable[[Backend], URL]) -> None:
+    engines = [create_engine(new_url(backend)) for _ in range(16)]
+    in_threads(*(partial(upgrade, engine) for engine in engines))
+    for engine in engines:
+        assert tables(engine) == OUR_TABLES
+        engine.dispose()
 
 
 @pytest.fixture
@@ -270,6 +313,156 @@ async def test_an_async_connections_transaction_stays_the_callers(async_engine: 
         await aupgrade(connection)
         await connection.rollback()
         assert await connection.run_sync(lambda c: inspect(c).get_table_names()) == []
+
+
+# ------------------------------------------------------------------------------------------------- check and current
+
+
+@pytest.fixture
+async def empty(backend: Backend, new_url: Callable[[Backend], URL]) -> AsyncIterator[Engine | AsyncEngine]:
+    """An engine on an empty database, by each of the drivers."""
+    async with Database(backend, new_url(backend)).engine() as engine:
+        yield engine
+
+
+async def call(bind: Any, name: str, *arguments: str) -> Any:
+    """A function of `migrations`, or its async twin for what an async application has."""
+    if isinstance(bind, AsyncEngine | AsyncConnection):
+        return await getattr(migrations, f"a{name}")(bind, *arguments)
+    return getattr(migrations, name)(bind, *arguments)
+
+
+@asynccontextmanager
+async def begun(engine: Engine | AsyncEngine) -> AsyncIterator[Connection | AsyncConnection]:
+    """A transaction of the caller's."""
+    if isinstance(engine, AsyncEngine):
+        async with engine.begin() as connection:
+            yield connection
+    else:
+        with engine.begin() as sync_connection:
+            yield sync_connection
+
+
+async def execute(connection: Connection | AsyncConnection, statement: str) -> Any:
+    if isinstance(connection, AsyncConnection):
+        return await connection.execute(text(statement))
+    return connection.execute(text(statement))
+
+
+async def message_of_check(bind: Any) -> str:
+    with pytest.raises(SchemaOutOfDate) as raised:
+        await call(bind, "check")
+    return str(raised.value)
+
+
+async def test_check_names_both_revisions_and_the_command_until_the_tables_are_up_to_date(
+    empty: Engine | AsyncEngine,
+) -> None:
+    assert await call(empty, "current") is None
+    message = await message_of_check(empty)
+    assert f"are at revision none, and this version of sa_checkpoint needs {HEAD} (no table checkpoint_blobs" in message
+    assert "Run `alembic upgrade head`" in message
+
+    await call(empty, "upgrade", "sac_0001")
+    assert await call(empty, "current") == "sac_0001"
+    message = await message_of_check(empty)
+    assert f"are at revision sac_0001, and this version of sa_checkpoint needs {HEAD}. Run `alembic upgrade" in message
+
+    await call(empty, "upgrade")
+    assert await call(empty, "current") == HEAD
+    await call(empty, "check")
+
+    await call(empty, "downgrade", "base")
+    assert await call(empty, "current") is None
+    assert "revision none" in await message_of_check(empty)
+
+
+async def test_check_of_a_newer_database_says_to_install_what_made_it(empty: Engine | AsyncEngine) -> None:
+    await call(empty, "upgrade")
+    async with begun(empty) as connection:
+        await execute(connection, f"UPDATE {VERSION_TABLE} SET version_num = 'sac_9999'")
+
+    assert await call(empty, "current") == "sac_9999"
+    message = await message_of_check(empty)
+    assert f"at revision sac_9999, which this version of sa_checkpoint does not know: its head is {HEAD}." in message
+    assert "Install the version that created it" in message
+
+
+async def test_stamp_writes_a_revision_and_runs_none(empty: Engine | AsyncEngine) -> None:
+    await call(empty, "stamp", "sac_0001")
+    assert await call(empty, "current") == "sac_0001"
+    await call(empty, "stamp")
+    assert await call(empty, "current") == HEAD
+    assert f"are at revision {HEAD}, and" in await message_of_check(empty)  # there are no tables
+
+    await call(empty, "stamp", "base")
+    assert await call(empty, "current") is None
+    await call(empty, "upgrade")
+    await call(empty, "check")
+
+
+async def test_check_and_current_work_in_the_callers_transaction(empty: Engine | AsyncEngine) -> None:
+    async with begun(empty) as connection:
+        assert await call(connection, "current") is None
+        assert "revision none" in await message_of_check(connection)
+        await call(connection, "upgrade")
+        assert await call(connection, "current") == HEAD
+        await call(connection, "check")
+
+
+async def test_a_saver_without_tables_says_what_check_says_and_the_callers_transaction_goes_on(
+    backend: Backend, empty: Engine | AsyncEngine
+) -> None:
+    expected = await message_of_check(empty)
+
+    async with begun(empty) as connection:
+        await execute(connection, "CREATE TABLE users (id INTEGER PRIMARY KEY)")
+        await execute(connection, "INSERT INTO users VALUES (1)")
+        for bind in (empty, connection):
+            with pytest.raises(SchemaOutOfDate) as raised:
+                await Client(saver_on(bind), backend).get_tuple(config_of("t"))
+            # What was seen stands in between, in the database's own words.
+            assert str(raised.value).startswith(expected.partition("(no table")[0])
+            assert str(raised.value).endswith(expected.rpartition(". Run")[2])
+        await execute(connection, "INSERT INTO users VALUES (2)")
+
+    async with begun(empty) as connection:
+        assert (await execute(connection, "SELECT count(*) FROM users")).scalar() == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ logging
+
+
+def logging_now() -> dict[str, tuple[Any, ...]]:
+    """How each logger is set up, the root among them."""
+    loggers = {"root": logging.root, **logging.root.manager.loggerDict}
+    return {
+        name: (logger.level, logger.disabled, logger.propagate, [*logger.handlers], [*logger.filters])
+        for name, logger in loggers.items()
+        if isinstance(logger, logging.Logger)
+    }
+
+
+def test_the_hosts_logging_stays_as_it_is(alembic_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known fault elsewhere: fileConfig in env.py replaces the host's handlers, and disables its loggers."""
+    host = logging.getLogger("tests.host")
+    monkeypatch.setattr(host, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(host, "level", logging.DEBUG)
+    before = logging_now()
+
+    saver = SQLAlchemySaver(alembic_engine)
+    for use in (
+        partial(upgrade, alembic_engine),
+        partial(check, alembic_engine),
+        saver.setup,
+        partial(downgrade, alembic_engine, "base"),
+        partial(migrations.stamp, alembic_engine),
+    ):
+        use()
+        now = logging_now()
+        assert {name: now[name] for name in before} == before
+        untouched: tuple[Any, ...] = (logging.NOTSET, False, True, [], [])
+        assert all(state == untouched for name, state in now.items() if name not in before)
 
 
 def test_no_init_file_makes_our_scripts_shadow_alembic() -> None:
