@@ -12,7 +12,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, SingletonThreadPool, StaticPool, delete
@@ -58,13 +58,14 @@ class Bind(ABC):
         """Wait until a key is free."""
         return _turns.async_turn(key) if self.is_async else _turns.turn(key)
 
-    def protected(self, dialect: Dialect, cancellation: Cancellation) -> AbstractContextManager[None]:
+    def protect(self, dialect: Dialect, cancellation: Cancellation) -> None:
         """Protect work on a connection of ours, unless it is an async driver's, which SQLAlchemy then closes.
 
         A thread cannot be interrupted, and aiosqlite's statements run in one: SQLAlchemy would abandon a connection
         that holds SQLite's write lock.
         """
-        return cancellation.protected() if not self.is_async or dialect.name == "sqlite" else nullcontext()
+        if not self.is_async or dialect.name == "sqlite":
+            cancellation.protect()
 
 
 class EngineBind(Bind):
@@ -77,14 +78,15 @@ class EngineBind(Bind):
     @contextmanager
     def connect(self, cancellation: Cancellation, *, writes: bool = True) -> Iterator[Connection]:
         with self.turn(_shared(self.source)), self.source.connect() as connection:
-            with self.protected(self.source.dialect, cancellation), connection.begin():
-                with _transactions.whole(connection, writes=writes):
-                    yield connection
-                    cancellation.check()
+            self.protect(self.source.dialect, cancellation)
+            with connection.begin(), _transactions.whole(connection, writes=writes):
+                yield connection
+                cancellation.check()
 
     @contextmanager
     def migrating(self, cancellation: Cancellation) -> Iterator[Engine]:
-        with self.turn(_shared(self.source)), self.protected(self.source.dialect, cancellation):
+        with self.turn(_shared(self.source)):
+            self.protect(self.source.dialect, cancellation)
             yield self.source
 
 
@@ -103,7 +105,8 @@ class ConnectionBind(Bind):
 
     @contextmanager
     def migrating(self, cancellation: Cancellation) -> Iterator[Connection]:
-        with self.turn(_shared(self.source)), cancellation.protected():
+        with self.turn(_shared(self.source)):
+            cancellation.protect()
             yield self.source
 
 
@@ -125,7 +128,8 @@ class SessionBind(Bind):
         bind = _routed(self.source, is_async=self.is_async)
         with self.turn(self.source):
             connection = self.source.connection(bind_arguments={"bind": bind})
-            with self.turn(_shared(connection)), cancellation.protected():
+            with self.turn(_shared(connection)):
+                cancellation.protect()
                 yield connection
 
 
@@ -143,7 +147,8 @@ class SessionFactoryBind(Bind):
             # A factory of the host's may have begun.
             with self.turn(_shared(bind)), session.get_transaction() or session.begin():
                 connection = session.connection(bind_arguments={"bind": bind})
-                with self.protected(bind.dialect, cancellation), _transactions.whole(connection, writes=writes):
+                self.protect(bind.dialect, cancellation)
+                with _transactions.whole(connection, writes=writes):
                     yield connection
                     cancellation.check()
 
@@ -151,7 +156,8 @@ class SessionFactoryBind(Bind):
     def migrating(self, cancellation: Cancellation) -> Iterator[Engine | Connection]:
         with self.source() as session:
             bind = _routed(session, is_async=self.is_async)
-            with self.turn(_shared(bind)), self.protected(bind.dialect, cancellation):
+            with self.turn(_shared(bind)):
+                self.protect(bind.dialect, cancellation)
                 yield bind
 
 

@@ -8,8 +8,8 @@ undoes itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -37,16 +37,11 @@ class Cancellation:
         if self._is_requested:
             raise asyncio.CancelledError
 
-    @contextmanager
-    def protected(self) -> Iterator[None]:
-        """Statements that must not be interrupted."""
+    def protect(self) -> None:
+        """Have the rest of the call not be interrupted; or stop here, if that has been asked for."""
         with self._lock:
             self.check()
             self._is_protected = True
-        try:
-            yield
-        finally:
-            self._is_protected = False
 
 
 async def finished(work: Coroutine[Any, Any, Any], cancellation: Cancellation) -> Any:

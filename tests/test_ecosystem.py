@@ -1,7 +1,11 @@
-"""SQLModel and advanced-alchemy: their engines, sessions and sessionmakers are binds, and their rows go with ours."""
+"""SQLModel, advanced-alchemy and a scoped_session, as Flask-SQLAlchemy has one: what they make are binds.
+
+Their rows and ours are committed together, or not at all.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +19,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from tests.backends import Client, Database, done, entered, saver_on
 from tests.checkpoints import checkpoint_of, config_of
-from tests.hosts import sync_engine_of
+from tests.hosts import scoped_on, sync_engine_of
 from tests.rows import connection_of, keys_of
+from tests.usage import use, use_graphs
 
 with warnings.catch_warnings(action="ignore"):  # of SQLAlchemy 2.1, for a decorator that advanced-alchemy uses
     from advanced_alchemy.base import BigIntBase
@@ -69,6 +74,7 @@ async def round_trip(bind: Any, database: Database, thread: str) -> None:
     (found,) = await on_bind.list(config_of(thread), filter={"from": "bind"})
     assert found.checkpoint["channel_values"] == {"a": ["kept"]}
     assert found.pending_writes == [("task", "a", {"pending": None})]
+    await use(on_bind, f"{thread} all")
 
 
 # ---------------------------------------------------------------------------------------------------------- SQLModel
@@ -89,6 +95,7 @@ def sqlmodel_maker(engine: Any) -> Any:
 async def test_sqlmodels_sessions_are_binds(client: Client, database: Database, thread: str) -> None:
     async with database.engine() as engine:
         await round_trip(sqlmodel_maker(engine), database, thread)
+        await use_graphs(Client(saver_on(sqlmodel_maker(engine)), database.backend), thread)
         assert await client.get_tuple(config_of(thread)) is not None
         async with sqlmodel_session(engine) as session:
             await round_trip(session, database, f"{thread}-2")
@@ -141,6 +148,7 @@ async def test_what_advanced_alchemys_configuration_makes_are_binds(
 ) -> None:
     async with config_for(database) as config:
         await round_trip(config.get_engine(), database, thread)
+        await use_graphs(Client(saver_on(config.create_session_maker()), database.backend), thread)
         await round_trip(config.create_session_maker(), database, f"{thread}-2")
         async with entered(config.get_session()) as session:
             await round_trip(session, database, f"{thread}-3")
@@ -173,3 +181,75 @@ async def test_a_repositorys_row_goes_with_its_thread(client: Client, database: 
             await done(session.commit())
     assert count(client, Chat.name, thread) == 0
     assert not any(keys_of(client, thread).values())
+
+
+# ---------------------------------------------------------------------------------------------------- scoped_session
+
+
+async def test_a_scoped_session_stands_for_its_factory(client: Client, database: Database, thread: str) -> None:
+    """LangGraph calls from other threads and tasks, and the current session may have anything open."""
+    async with database.engine() as engine:
+        await create_all(engine, sqlmodel.SQLModel.metadata, "conversation")
+        scoped = scoped_on(engine)
+        on_scoped = Client(saver_on(scoped), database.backend)
+        await done(scoped.execute(select(Conversation)))
+        scoped.add(Conversation(id=thread))
+        current, transaction = scoped(), scoped().get_transaction()
+
+        await round_trip(scoped, database, thread)
+        await use_graphs(on_scoped, thread)
+
+        assert await client.get_tuple(config_of(thread)) is not None
+        assert scoped() is current and current.get_transaction() is transaction
+        assert [row.id for row in current.new] == [thread]
+        await done(scoped.rollback())
+        assert await client.get_tuple(config_of(thread)) is not None
+        assert count(client, Conversation.id, thread) == 0
+        await done(scoped.remove())
+
+
+async def test_using_a_scoped_session_is_using_its_current_one(client: Client, database: Database, thread: str) -> None:
+    async with database.engine() as engine:
+        await create_all(engine, sqlmodel.SQLModel.metadata, "conversation")
+        scoped = scoped_on(engine)
+        # As an application has it: made once, at its start.
+        saver = saver_on(scoped)
+        for commits in (False, True):
+            scoped.add(Conversation(id=thread))
+            inside = Client(saver.using(scoped), database.backend)
+            await inside.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+            assert await client.get_tuple(config_of(thread)) is None
+            assert await inside.get_tuple(config_of(thread)) is not None
+            await done(scoped.commit() if commits else scoped.rollback())
+            await done(scoped.remove())  # at the end of a request
+            assert count(client, Conversation.id, thread) == commits
+            assert bool(keys_of(client, thread)["checkpoints"]) is commits
+
+        # The next request has another session.
+        await Client(saver.using(scoped), database.backend).delete_thread(thread)
+        await done(scoped.commit())
+        await done(scoped.remove())
+        assert not any(keys_of(client, thread).values())
+
+
+async def test_each_thread_or_task_has_a_current_session_of_its_own(
+    client: Client, database: Database, thread: str
+) -> None:
+    async with database.engine() as engine:
+        scoped = scoped_on(engine)
+        saver = saver_on(scoped)
+
+        async def request(name: str, commits: bool) -> None:
+            inside = Client(saver.using(scoped), database.backend)
+            await inside.put(config_of(name), checkpoint_of(), {}, {})
+            await done(scoped.commit() if commits else scoped.rollback())
+            await done(scoped.remove())
+
+        requests = [request(f"{thread} {number}", commits=number % 2 == 0) for number in range(6)]
+        if database.backend.is_async:
+            await asyncio.gather(*(asyncio.create_task(each) for each in requests))
+        else:
+            await asyncio.gather(*(asyncio.to_thread(asyncio.run, each) for each in requests))
+
+    stored = [await client.get_tuple(config_of(f"{thread} {number}")) is not None for number in range(6)]
+    assert stored == [True, False] * 3
