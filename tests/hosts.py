@@ -19,6 +19,11 @@ def sync_engine_of(engine: Engine | AsyncEngine) -> Engine:
 
 
 @asynccontextmanager
+async def engine_on(engine: Any) -> AsyncIterator[Any]:
+    yield engine
+
+
+@asynccontextmanager
 async def connection_on(engine: Any) -> AsyncIterator[Any]:
     async with entered(engine.connect()) as connection:
         yield connection

@@ -13,12 +13,7 @@ from langgraph.checkpoint.conformance.capabilities import Capability, DetectedCa
 from langgraph.checkpoint.conformance.report import ProgressCallbacks
 
 from tests.backends import Client, Database, saver_on
-from tests.hosts import connection_on, maker_on, session_on
-
-
-@asynccontextmanager
-async def engine_of(engine: Any) -> AsyncIterator[Any]:
-    yield engine
+from tests.hosts import connection_on, engine_on, maker_on, session_on
 
 
 @asynccontextmanager
@@ -26,7 +21,7 @@ async def sessionmaker_of(engine: Any) -> AsyncIterator[Any]:
     yield maker_on(engine)
 
 
-BINDS = {"engine": engine_of, "sessionmaker": sessionmaker_of, "connection": connection_on, "session": session_on}
+BINDS = {"engine": engine_on, "sessionmaker": sessionmaker_of, "connection": connection_on, "session": session_on}
 
 
 @pytest.mark.parametrize("bind_on", BINDS.values(), ids=BINDS)

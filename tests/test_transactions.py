@@ -9,15 +9,16 @@ from typing import Any, TypedDict
 import pytest
 from langgraph.graph import StateGraph
 from sqlalchemy import String, create_engine, event, func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
+from sa_checkpoint._turns import turn
 from sa_checkpoint.errors import ThreadExists
 from tests.backends import Client, Database, done, entered, saver_on
 from tests.checkpoints import checkpoint_of, config_of
-from tests.hosts import connection_on, session_on
+from tests.hosts import connection_on, engine_on, session_on
 from tests.rows import connection_of, keys_of, statements_of
 
 
@@ -344,3 +345,103 @@ async def test_the_caller_may_go_on_after_its_commit(client: Client, database: D
             await done(session.commit())
         await done(session.rollback())
         assert len(await inside.list(config_of(thread))) == 2
+
+
+async def test_a_transaction_that_the_caller_begins_in_autocommit_is_the_callers(
+    client: Client, database: Database, thread: str
+) -> None:
+    async with database.engine(isolation_level="AUTOCOMMIT") as engine, connection_on(engine) as connection:
+        inside = Client(saver_on(connection), database.backend)
+        for end in ("ROLLBACK", "COMMIT"):
+            await done(connection.exec_driver_sql("BEGIN"))
+            await add(connection, thread)
+            await stored(inside, thread)
+            with pytest.raises(DBAPIError, match="refused"):
+                await inside.put(config_of(f"refused-{thread}"), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+            await done(connection.exec_driver_sql(end))
+
+            assert has_row(client, thread) is (end == "COMMIT")
+            assert (await client.get_tuple(config_of(thread)) is not None) is (end == "COMMIT")
+
+
+async def test_an_interrupt_in_autocommit_is_seen_as_that(client: Client, database: Database, thread: str) -> None:
+    def interrupt(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "INSERT INTO checkpoints" in statement:
+            raise KeyboardInterrupt
+
+    async with database.engine(isolation_level="AUTOCOMMIT", pool_size=1) as engine:
+        inside = Client(saver_on(engine), database.backend)
+        if database.backend.is_async:
+            return  # a KeyboardInterrupt ends the event loop
+        event.listen(inside.sync_engine, "before_cursor_execute", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            await inside.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        event.remove(inside.sync_engine, "before_cursor_execute", interrupt)
+        assert inside.sync_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        await stored(inside, f"{thread}-2")
+    assert not any(keys_of(client, thread).values())
+    assert await client.get_tuple(config_of(f"{thread}-2")) is not None
+
+
+@pytest.mark.parametrize("bind_on", [connection_on, engine_on], ids=["connection", "engine"])
+async def test_a_commit_that_fails_in_autocommit_leaves_no_transaction_open(
+    client: Client, database: Database, thread: str, bind_on: Callable[[Any], Any]
+) -> None:
+    if database.backend.dialect != "sqlite":
+        return  # PostgreSQL ends a transaction whose COMMIT fails
+    options = {"isolation_level": "AUTOCOMMIT", "pool_size": 1, "connect_args": {"timeout": 0}}
+    async with database.engine(**options) as engine, bind_on(engine) as bind:
+        inside = Client(saver_on(bind), database.backend)
+        with connection_of(client) as reader:  # SQLite without WAL cannot commit while somebody reads
+            reader.exec_driver_sql("BEGIN")
+            reader.execute(text("SELECT count(*) FROM checkpoints"))
+            with pytest.raises(DBAPIError, match="locked"):
+                await stored(inside, thread)
+        await stored(inside, f"{thread}-2")
+        assert await client.get_tuple(config_of(f"{thread}-2")) is not None
+    assert not any(keys_of(client, thread).values())
+
+
+async def test_a_listener_of_the_applications_may_call_the_saver_in_the_same_transaction(
+    client: Client, database: Database, thread: str
+) -> None:
+    if database.backend.is_async:
+        return  # a listener cannot await
+    async with database.engine() as engine, session_on(engine) as session:
+        saver: Any = saver_on(session)
+
+        @event.listens_for(session, "before_commit")
+        def delete_copy(_session: Session) -> None:
+            saver.delete_thread(f"{thread}-2")
+
+        await stored(Client(saver, database.backend), thread)
+        saver.copy_thread(thread, f"{thread}-2")
+        with turn(session):  # as inside a call of the saver's
+            session.commit()
+    assert await client.get_tuple(config_of(thread)) is not None
+    assert not any(keys_of(client, f"{thread}-2").values())
+
+
+async def test_the_blocking_methods_of_using_work_on_the_loop_of_the_session(
+    client: Client, database: Database, thread: str
+) -> None:
+    if not database.backend.is_async:
+        return  # there is no loop
+    async with database.engine() as engine:
+        # Made where no loop runs, as at import.
+        saver: Any = await asyncio.to_thread(saver_on, engine)
+        async with session_on(engine) as session:
+            assert await asyncio.to_thread(saver.using(session).get_tuple, config_of(thread)) is None
+
+
+async def test_reading_in_psycopgs_pipeline_is_an_error_and_not_nothing(
+    client: Client, database: Database, thread: str
+) -> None:
+    if database.backend.id != "psycopg":
+        return  # it is a feature of this driver
+    await stored(client, thread)
+    async with database.engine() as engine, connection_on(engine) as connection:
+        saver: Any = saver_on(connection)
+        connection.exec_driver_sql("SELECT 1")
+        with connection.connection.driver_connection.pipeline(), pytest.raises(ResourceClosedError):
+            saver.get_tuple(config_of(thread))
