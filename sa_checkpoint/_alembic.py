@@ -16,7 +16,7 @@ from sqlalchemy import BigInteger, Connection, Engine, func, literal, select
 from sqlalchemy.util import greenlet_spawn
 
 from sa_checkpoint import _transactions
-from sa_checkpoint._binds import Bind, running_loop
+from sa_checkpoint._binds import Bind, async_bind, running_loop, sync_bind
 from sa_checkpoint._cancellation import Cancellation, finished
 from sa_checkpoint._schema import check_schema
 from sa_checkpoint.errors import MigrationUnderWay, SyncCallOnEventLoop
@@ -75,22 +75,24 @@ def stamping(revision: str) -> Job:
     return lambda config: command.stamp(config, revision)
 
 
-def run(bind: Bind, schema: str | None, job: Job) -> None:
-    """Run a command of Alembic's on a bind, and wait for it."""
+def run(bind: Any, schema: str | None, job: Job) -> None:
+    """Run a command of Alembic's on what a sync saver takes, and wait for it."""
     cancellation = Cancellation()
     while True:
         with _exclusively():
-            if _run(bind, schema, job, cancellation):
+            _refuse_inside_another()
+            if _run(sync_bind(bind), schema, job, cancellation):
                 return
         time.sleep(_POLL_SECONDS)
 
 
-async def arun(bind: Bind, schema: str | None, job: Job) -> None:
-    """Run a command of Alembic's on an async bind, and await it."""
+async def arun(bind: Any, schema: str | None, job: Job) -> None:
+    """Run a command of Alembic's on what an async saver takes, and await it."""
     cancellation = Cancellation()
     while True:
         async with _aexclusively():
-            if await finished(greenlet_spawn(_run, bind, schema, job, cancellation), cancellation):
+            _refuse_inside_another()
+            if await finished(greenlet_spawn(_run, async_bind(bind), schema, job, cancellation), cancellation):
                 return
         await asyncio.sleep(_POLL_SECONDS)
 
@@ -101,12 +103,6 @@ def _run(bind: Bind, schema: str | None, job: Job, cancellation: Cancellation) -
     Waiting in the database while holding the process's lock would be for ever where the one who holds the database's
     lock, in a transaction of its own, wants the process's once more.
     """
-    if _is_under_way():
-        raise MigrationUnderWay(
-            "Alembic is running a migration in this process already, and cannot run another one inside it. In a "
-            "revision, say depends_on = 'sac_0002' and have our revisions in version_locations. In env.py it is too "
-            "early or too late: call this before Alembic's command starts, or after it has ended."
-        )
     try:
         with bind.migrating(cancellation) as target, transaction(target, waits=False) as connection:
             job(alembic_config(connection, schema=schema))
@@ -116,13 +112,21 @@ def _run(bind: Bind, schema: str | None, job: Job, cancellation: Cancellation) -
     return True
 
 
-def _is_under_way() -> bool:
-    """Whether an env.py is being run: of the host's, since ours only runs under the process's lock."""
+def _refuse_inside_another() -> None:
+    """Make sure that no env.py is being run: the host's, since ours only runs under the process's lock.
+
+    Raises:
+        MigrationUnderWay: One is.
+    """
     try:
         context.is_offline_mode()
     except (NameError, AttributeError):  # what Alembic raises before the first env.py, and after one
-        return False
-    return True
+        return
+    raise MigrationUnderWay(
+        "Alembic is running a migration in this process already, and cannot run another one inside it. In a "
+        "revision, say depends_on = 'sac_0002' and have our revisions in version_locations. In env.py it is too "
+        "early or too late: call this before Alembic's command starts, or after it has ended."
+    )
 
 
 @contextmanager

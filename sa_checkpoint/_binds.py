@@ -32,8 +32,11 @@ class Bind(ABC):
     """Where the operations of one saver get their connection.
 
     Attributes:
+        source: What the application has given, or the sync side of it.
         is_async: Whether this is the sync side of what an asyncio program has, used inside `greenlet_spawn`.
     """
+
+    source: Any
 
     def __init__(self, *, is_async: bool) -> None:
         self.is_async = is_async
@@ -220,11 +223,13 @@ _ASYNC = ("AsyncEngine", "async_sessionmaker", "async_scoped_session", "AsyncCon
 
 
 def sync_bind(bind: Any) -> Bind:
-    """What `SQLAlchemySaver` works on.
+    """What `SQLAlchemySaver` works on, made of what the application has; one that is made already stays as it is.
 
     Raises:
         InvalidBind: It is something else, or an engine on which threads would not see the same database.
     """
+    if isinstance(bind, Bind):
+        return bind
     if isinstance(bind, _asyncio_class(*_ASYNC)):
         raise InvalidBind(
             f"{type(bind).__name__} is for AsyncSQLAlchemySaver: use that class, or give SQLAlchemySaver an Engine "
@@ -246,11 +251,13 @@ def sync_bind(bind: Any) -> Bind:
 
 
 def async_bind(bind: Any) -> Bind:
-    """What `AsyncSQLAlchemySaver` works on: the sync side of what the application has.
+    """The same for `AsyncSQLAlchemySaver`: on the sync side of what the application has.
 
     Raises:
         InvalidBind: It is something else, or a connection that has not been awaited.
     """
+    if isinstance(bind, Bind):
+        return bind
     if isinstance(bind, _SYNC):
         raise InvalidBind(
             f"{type(bind).__name__} is for SQLAlchemySaver, whose a… methods serve async graphs, too: use that class, "

@@ -69,12 +69,12 @@ def upgrade(bind: SyncBind, revision: str = "head", *, schema: str | None = None
         SchemaMismatch: There are tables of these names with another shape. Nothing has been changed.
         MigrationUnderWay: This is called inside another migration, such as a revision of the application's.
     """
-    _alembic.run(sync_bind(bind), schema, _alembic.upgrading(revision))
+    _alembic.run(bind, schema, _alembic.upgrading(revision))
 
 
 async def aupgrade(bind: AsyncBind, revision: str = "head", *, schema: str | None = None) -> None:
     """The async twin of `upgrade`, on what an `AsyncSQLAlchemySaver` takes."""
-    await _alembic.arun(async_bind(bind), schema, _alembic.upgrading(revision))
+    await _alembic.arun(bind, schema, _alembic.upgrading(revision))
 
 
 def downgrade(bind: SyncBind, revision: str, *, schema: str | None = None) -> None:
@@ -90,12 +90,12 @@ def downgrade(bind: SyncBind, revision: str, *, schema: str | None = None) -> No
         InvalidSchema: `schema` is not an identifier.
         MigrationUnderWay: This is called inside another migration.
     """
-    _alembic.run(sync_bind(bind), schema, _alembic.downgrading(revision))
+    _alembic.run(bind, schema, _alembic.downgrading(revision))
 
 
 async def adowngrade(bind: AsyncBind, revision: str, *, schema: str | None = None) -> None:
     """The async twin of `downgrade`."""
-    await _alembic.arun(async_bind(bind), schema, _alembic.downgrading(revision))
+    await _alembic.arun(bind, schema, _alembic.downgrading(revision))
 
 
 def stamp(bind: SyncBind, revision: str = "head", *, schema: str | None = None) -> None:
@@ -111,12 +111,12 @@ def stamp(bind: SyncBind, revision: str = "head", *, schema: str | None = None) 
         InvalidSchema: `schema` is not an identifier; or, on SQLite, not an attached database.
         MigrationUnderWay: This is called inside another migration.
     """
-    _alembic.run(sync_bind(bind), schema, _alembic.stamping(revision))
+    _alembic.run(bind, schema, _alembic.stamping(revision))
 
 
 async def astamp(bind: AsyncBind, revision: str = "head", *, schema: str | None = None) -> None:
     """The async twin of `stamp`."""
-    await _alembic.arun(async_bind(bind), schema, _alembic.stamping(revision))
+    await _alembic.arun(bind, schema, _alembic.stamping(revision))
 
 
 def current(bind: SyncBind, *, schema: str | None = None) -> str | None:

@@ -179,7 +179,7 @@ def test_a_host_engine_gets_no_pragma(tmp_path: Path) -> None:
 def test_engine_options_reach_the_engine() -> None:
     with SQLAlchemySaver.from_conn_string("sqlite://", echo=False, poolclass=StaticPool, hide_parameters=True) as saver:
         source = saver._bind.source
-        assert source.hide_parameters  # type: ignore[union-attr]
+        assert source.hide_parameters
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
@@ -206,11 +206,11 @@ async def test_a_postgresql_dsn_means_async_psycopg(scheme: str, driver: str, ne
 async def test_from_conn_string_disposes_of_its_engine(tmp_path: Path) -> None:
     with SQLAlchemySaver.from_conn_string(f"sqlite:///{tmp_path}/a.db") as saver:
         saver.setup()
-    assert saver._bind.source.pool.checkedin() == 0  # type: ignore[union-attr]
+    assert saver._bind.source.pool.checkedin() == 0
     url = f"sqlite:///{tmp_path}/a.db"
     async with AsyncSQLAlchemySaver.from_conn_string(url, poolclass=AsyncAdaptedQueuePool) as async_saver:
         await async_saver.setup()
-    assert async_saver._bind.source.pool.checkedin() == 0  # type: ignore[union-attr]
+    assert async_saver._bind.source.pool.checkedin() == 0
 
 
 async def test_an_async_saver_made_before_any_loop_serves_several_loops(tmp_path: Path) -> None:
