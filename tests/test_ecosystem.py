@@ -194,13 +194,15 @@ async def test_a_scoped_session_stands_for_its_factory(client: Client, database:
         on_scoped = Client(saver_on(scoped), database.backend)
         await done(scoped.execute(select(Conversation)))
         scoped.add(Conversation(id=thread))
-        current, transaction = scoped(), scoped().get_transaction()
+        current = scoped()
+        sync_session = getattr(current, "sync_session", current)
+        transaction = sync_session.get_transaction()
 
         await round_trip(scoped, database, thread)
         await use_graphs(on_scoped, thread)
 
         assert await client.get_tuple(config_of(thread)) is not None
-        assert scoped() is current and current.get_transaction() is transaction
+        assert scoped() is current and sync_session.get_transaction() is transaction
         assert [row.id for row in current.new] == [thread]
         await done(scoped.rollback())
         assert await client.get_tuple(config_of(thread)) is not None
