@@ -387,7 +387,7 @@ async def test_the_commands_in_its_readme_do_what_they_say(new_url: Callable[[Ba
     assert json.loads(fork)["status"] == "waiting_for_approval"
     assert "event: interrupt" in asked
     assert "event: interrupt" not in resumed
-    assert [found["title"] for found in json.loads(conversations)] == ["Not today", "Dinner"]
+    assert {found["title"] for found in json.loads(conversations)} == {"Not today", "Dinner"}
     assert json.loads(read_again)["status"] == "idle"
     assert json.loads(past)["title"] == "Once more"
     assert deleted == ""
