@@ -261,7 +261,6 @@ async def test_heavy_use_changes_nothing_that_the_host_has_set(database: Databas
     """Known fault elsewhere: adapters, row factories and autocommit are set on connections of the host's."""
     async with database.engine(**ONE, json_serializer=json.dumps, json_deserializer=json.loads) as engine:
         sync_engine = sync_engine_of(engine)
-        client = Client(saver_on(engine), database.backend)
         connections: list[Any] = []
 
         def state_of(connection: Connection) -> dict[str, Any]:
@@ -272,6 +271,7 @@ async def test_heavy_use_changes_nothing_that_the_host_has_set(database: Databas
         settings = settings_of(sync_engine)
         pool = sync_engine.pool
 
+        client = Client(saver_on(engine), database.backend)
         await client.setup()
         await use(client, thread)
         await use_graphs(client, thread)
@@ -375,9 +375,10 @@ SETTINGS = (
         with_graphs=True,
     ),
     Setting("AssertionPool", options={"poolclass": AssertionPool}, on=("sqlite", "psycopg", "psycopg2")),
-    Setting("pool_pre_ping", options={"pool_pre_ping": True}),
-    Setting("pool_recycle", options={"pool_recycle": 0}),
-    Setting("pool_use_lifo", options={**ONE, "pool_use_lifo": True}),
+    Setting(
+        "pool_pre_ping, pool_recycle, pool_use_lifo",
+        options={**ONE, "pool_pre_ping": True, "pool_recycle": 0, "pool_use_lifo": True},
+    ),
     *(
         Setting(f"pool_reset_on_return {reset}", options={**ONE, "pool_reset_on_return": reset})
         for reset in (None, "commit")
@@ -389,15 +390,18 @@ SETTINGS = (
     # Statements
     Setting("stream_results", execution={"stream_results": True}),
     Setting("yield_per", execution={"yield_per": 1}),
-    Setting("insertmanyvalues_page_size", execution={"insertmanyvalues_page_size": 1}),
-    Setting("use_insertmanyvalues", options={"use_insertmanyvalues": False}),
     Setting("compiled_cache", execution={"compiled_cache": None}),
-    Setting("query_cache_size", options={"query_cache_size": 0}),
-    Setting("preserve_rowcount", execution={"preserve_rowcount": True}),
-    Setting("no_parameters", execution={"no_parameters": True}),
-    Setting("logging_token", execution={"logging_token": "tenant 7"}),
-    Setting("label_length", options={"label_length": 6}),
-    Setting("enable_from_linting", options={"enable_from_linting": False}),
+    Setting(
+        "insertmanyvalues_page_size, preserve_rowcount, no_parameters, logging_token",
+        execution={
+            "insertmanyvalues_page_size": 1,
+            "preserve_rowcount": True,
+            "no_parameters": True,
+            "logging_token": "tenant 7",
+        },
+    ),
+    Setting("use_insertmanyvalues, query_cache_size", options={"use_insertmanyvalues": False, "query_cache_size": 0}),
+    Setting("label_length, enable_from_linting", options={"label_length": 6, "enable_from_linting": False}),
     Setting("schema_translate_map", execution={"schema_translate_map": {"host": "public", None: None}}, on=POSTGRESQL),
     *(
         Setting(f"paramstyle {style}", options={"paramstyle": style}, on=SQLITE)

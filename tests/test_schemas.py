@@ -185,9 +185,8 @@ async def test_several_schemas_on_one_engine_stay_apart(database: Database, sche
 
         # The same threads and runs in all of them: what is stored or deleted elsewhere would be seen.
         async def work(client: Client) -> None:
-            for _ in range(2):
-                await use(client, thread)
-                await use_graphs(client, thread, runs=2)
+            await use(client, thread)
+            await use_graphs(client, thread, runs=1)
 
         if database.backend.is_async:
             await asyncio.gather(*map(work, clients))
@@ -342,8 +341,8 @@ def run_alembic(url: URL, schema: str, *arguments: str) -> str:
     return run.stdout
 
 
-@pytest.mark.parametrize("schema", ["agents", "Ag%en%(x)ts \"a.b\" 'c' :d\\"])
-def test_the_command_works_in_a_schema(new_postgres: Callable[[], URL], schema: str, thread: str) -> None:
+def test_the_command_works_in_a_schema_of_any_name(new_postgres: Callable[[], URL], thread: str) -> None:
+    schema = "Ag%en%(x)ts \"a.b\" 'c' :d\\"
     url = new_postgres()
     engine = create_engine(url)
 
@@ -355,7 +354,7 @@ def test_the_command_works_in_a_schema(new_postgres: Callable[[], URL], schema: 
     assert found() == {"public": set()}
     run_alembic(url, schema, "upgrade", "head")
     assert found() == {"public": set(), schema: OUR_TABLES}
-    assert f"{HEAD} (head)" in run_alembic(url, schema, "current")
+    assert migrations.current(engine, schema=schema) == HEAD
     assert "No new upgrade operations detected" in run_alembic(url, schema, "check")
     SQLAlchemySaver(engine, schema=schema).put(config_of(thread), checkpoint_of(), {}, {})
     run_alembic(url, schema, "downgrade", "base")
@@ -368,7 +367,7 @@ def test_the_command_works_in_a_schema(new_postgres: Callable[[], URL], schema: 
         # Past SQLAlchemy, which would take some of it for parameters.
         connection.connection.driver_connection.execute(script)  # type: ignore[union-attr]
     assert found() == {"public": set(), schema: OUR_TABLES}
-    assert "No new upgrade operations detected" in run_alembic(url, schema, "check")
+    command.check(alembic_config(engine, schema=schema))
     engine.dispose()
 
 
@@ -539,25 +538,15 @@ async def test_a_given_schema_is_translated_by_an_entry_of_its_own_only(
 INJECTION = 'x"; DROP TABLE public.victim; --'
 NAMES = (
     "Agents",
-    "select",
-    "a b",
-    "a.b",
-    'a"b',
-    "a'b",
+    "system_user",  # reserved in PostgreSQL, and unknown to SQLAlchemy
+    "a.b \"c\" 'd'",
     "a%b",
     "a%%(x)s",
-    "a:b",
-    ":a",
-    "{a}",
-    "[x]",
-    "a;--",
-    "a/*b",
-    "a\\b",
-    "a\n\tb",
-    "$1",
-    "?",
-    "ünï",
-    "😀",
+    ":a {b} [c]",
+    "a;--/*",
+    "a\\b\n\tc",
+    "$1 ?",
+    "ünï😀",
     "ß" * 31 + "x",
     INJECTION,
 )
@@ -565,12 +554,17 @@ NAMES = (
 
 async def use_schema(engine: AnyEngine, backend: Backend, schema: str) -> None:
     """Make, use and drop the tables in a schema of this name."""
+
+    def found(connection: Connection) -> set[str]:
+        assert inspect(connection).has_schema(schema)
+        return set(inspect(connection).get_table_names(schema=schema))
+
     await migrate("upgrade", engine, schema=schema)
-    assert (await tables(engine))[schema] == OUR_TABLES
+    assert await on_connection(engine, found) == OUR_TABLES
     await migrate("check", engine, schema=schema)
     await use(Client(saver_on(engine, schema=schema), backend), "t")
     await migrate("downgrade", engine, "base", schema=schema)
-    assert (await tables(engine))[schema] == {VERSION_TABLE}
+    assert await on_connection(engine, found) == {VERSION_TABLE}
 
 
 def is_broken(backend: Backend, schema: str) -> bool:
@@ -591,8 +585,8 @@ async def test_any_identifier_is_a_name_and_nothing_else(database: Database, sch
         await execute(engine, "SELECT * FROM public.victim")
 
 
-@on("postgresql")
-@settings(derandomize=True, deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@on("psycopg", "asyncpg")
+@settings(derandomize=True, deadline=None, max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     schema=st.text(
         st.characters(codec="utf-8", exclude_characters="\0") | st.sampled_from("'\"%():;\\$?[]{} \n"), min_size=1

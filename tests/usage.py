@@ -47,8 +47,8 @@ async def put_chain(client: Client, thread: str) -> list[RunnableConfig]:
         metadata: Any = {"source": "loop", "step": step, "run_id": f"{thread} {run}", "nested": {"a": [1, {"b": None}]}}
         configs.append(await client.put(configs[-1], checkpoint_of(values, versions), metadata, new))
         await client.put_writes(configs[-1], [("delta", step), *VALUES.items()], "task", "path")
-        for error in ("replaced", "last"):
-            await client.put_writes(configs[-1], [(ERROR, error)], "task")
+    for error in ("replaced", "last"):
+        await client.put_writes(configs[1], [(ERROR, error)], "task")
     return configs[1:]
 
 
