@@ -24,7 +24,7 @@ from tests.backends import BACKENDS, Backend, Client, Database, Graph, done, ent
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import maker_on, scoped_on, sync_engine_of
 from tests.rows import keys_of
-from tests.test_transactions import State
+from tests.test_transactions import parallel_nodes
 
 
 @pytest.mark.parametrize("bind_on", [maker_on, scoped_on], ids=["sessionmaker", "scoped_session"])
@@ -48,15 +48,9 @@ async def test_each_operation_is_stored_when_it_returns(
 async def test_a_graph_with_parallel_nodes_runs_on_a_sessionmaker(
     client: Client, database: Database, thread: str
 ) -> None:
-    from langgraph.graph import StateGraph
-
-    builder = StateGraph(State)
-    for name in ("left", "right"):
-        builder.add_node(name, lambda _state, name=name: {name: "done"})
-        builder.set_entry_point(name)
     async with database.engine() as engine:
         on_sessions = Client(saver_on(maker_on(engine)), database.backend)
-        graph: Graph = builder.compile(checkpointer=on_sessions.saver)
+        graph: Graph = parallel_nodes().compile(checkpointer=on_sessions.saver)
         assert await on_sessions.invoke(graph, {}, config_of(thread)) == {"left": "done", "right": "done"}
         assert (await on_sessions.get_state(graph, config_of(thread))).next == ()
     assert await client.get_tuple(config_of(thread)) is not None

@@ -241,15 +241,21 @@ class State(TypedDict, total=False):
     right: str
 
 
+def parallel_nodes() -> StateGraph[State]:
+    """A graph with two nodes in one step."""
+    builder = StateGraph(State)
+    for name in ("left", "right"):
+        builder.add_node(name, lambda _state, name=name: {name: "done"})
+        builder.set_entry_point(name)
+    return builder
+
+
 @OWNERS
 async def test_a_graph_with_parallel_nodes_runs_on_one_transaction(
     client: Client, database: Database, thread: str, owned: Callable[[Any], Any]
 ) -> None:
     """LangGraph calls the saver from several threads or tasks at once."""
-    builder = StateGraph(State)
-    for name in ("left", "right"):
-        builder.add_node(name, lambda _state, name=name: {name: "done"})
-        builder.set_entry_point(name)
+    builder = parallel_nodes()
     async with database.engine() as engine:
         for commits in (False, True):
             async with owned(engine) as owner:
