@@ -7,18 +7,24 @@ table of its own, so that a downgrade never drops what the upgrade did not creat
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alembic import op
-from sqlalchemy import Column, Connection, Inspector, MetaData, Table, Text, inspect, select, text
+from sqlalchemy import Column, Connection, Inspector, MetaData, Table, Text, Unicode, inspect, select, text
 
 from sa_checkpoint._schema import check_schema, current_schema, schema_in
+from sa_checkpoint._types import MYSQL
 from sa_checkpoint.errors import SchemaMismatch
 
 _LOG = logging.getLogger("alembic.sa_checkpoint")
 
 NOTE = "sa_checkpoint_adopted"
+_NAME = Unicode(64).with_variant(Text(), "postgresql", "sqlite")
+
+# A table that langgraph-checkpoint-mysql has, and its namesake for PostgreSQL, too.
+_LANGGRAPH_MIGRATIONS = "checkpoint_migrations"
 
 
 def schema_of_revision() -> str | None:
@@ -59,7 +65,7 @@ def adopt(definitions: Mapping[str, Sequence[Column[Any]]]) -> set[str]:
         raise SchemaMismatch(
             "There are tables of these names with another shape, so nothing was changed:\n"
             + "\n".join(f"  - {difference}" for difference in differences)
-            + "\nRename or drop them, or put the checkpoint tables into another schema or database, and upgrade again."
+            + _remedy(connection, inspector.has_table(_LANGGRAPH_MIGRATIONS, schema=schema))
         )
     for table in existing:
         _complete(table, columns[table.name])
@@ -70,9 +76,19 @@ def adopt(definitions: Mapping[str, Sequence[Column[Any]]]) -> set[str]:
     return names
 
 
+def _remedy(connection: Connection, is_langgraph: bool) -> str:
+    if connection.dialect.name in MYSQL and is_langgraph:
+        return (
+            "\nThey are those of langgraph-checkpoint-mysql, which cannot be taken over as they are. Put ours into "
+            "another database on the server, which --schema or schema= names and the upgrade creates, and copy the "
+            "threads over: docs/guides/from-langgraph-mysql.md has the code."
+        )
+    return "\nRename or drop them, or put the checkpoint tables into another schema or database, and upgrade again."
+
+
 def _note(names: set[str]) -> None:
     # Our own lineage may have adopted them before, if it is a branch of the host's now.
-    column = Column("table_name", Text, primary_key=True)
+    column = Column("table_name", _NAME, primary_key=True)
     note = op.create_table(NOTE, column, schema=schema_of_revision(), if_not_exists=True)
     noted = set(op.get_bind().scalars(select(note.c.table_name)))
     op.bulk_insert(note, [{"table_name": name} for name in sorted(names - noted)])
@@ -83,7 +99,7 @@ def adopted() -> set[str]:
     connection = op.get_bind()
     if not inspect(connection).has_table(NOTE, schema=_schema(connection)):
         return set()
-    note = Table(NOTE, MetaData(), Column("table_name", Text), schema=schema_of_revision())
+    note = Table(NOTE, MetaData(), Column("table_name", _NAME), schema=schema_of_revision())
     names = set(connection.scalars(select(note.c.table_name)))
     op.drop_table(NOTE, schema=schema_of_revision())
     return names
@@ -122,6 +138,11 @@ def _may_become_nullable(column: Column[Any], found: dict[str, Any]) -> bool:
     return is_blob and not found["nullable"]
 
 
+def _ddl(type_: Any, connection: Connection) -> str:
+    # MariaDB shows the width that an integer is displayed with.
+    return re.sub(r"^INTEGER\(\d+\)$", "INTEGER", type_.compile(connection.dialect))
+
+
 def _differences(
     connection: Connection, inspector: Inspector, table: Table, found: dict[str, Any], schema: str | None
 ) -> Iterator[str]:
@@ -131,7 +152,7 @@ def _differences(
                 yield f"there is no column {column.name}"
             continue
         there = found[column.name]
-        expected, actual = (type_.compile(connection.dialect) for type_ in (column.type, there["type"]))
+        expected, actual = (_ddl(type_, connection) for type_ in (column.type, there["type"]))
         if expected != actual:
             yield f"{column.name} is {actual} instead of {expected}"
         if bool(there["nullable"]) != bool(column.nullable) and not _may_become_nullable(column, there):

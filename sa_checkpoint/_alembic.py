@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,13 +13,15 @@ from typing import Any
 from alembic import command, context
 from alembic.config import Config
 from sqlalchemy import BigInteger, Connection, Engine, func, literal, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
 from sa_checkpoint import _transactions
 from sa_checkpoint._binds import Bind, async_bind, running_loop, sync_bind
 from sa_checkpoint._cancellation import Cancellation, finished
 from sa_checkpoint._schema import check_schema
-from sa_checkpoint.errors import MigrationUnderWay, SyncCallOnEventLoop
+from sa_checkpoint._types import MYSQL
+from sa_checkpoint.errors import InvalidBind, MigrationUnderWay, SyncCallOnEventLoop
 
 Job = Callable[[Config], Any]
 """A command of Alembic's, to be run with a Config."""
@@ -30,6 +32,8 @@ _ADVISORY_LOCK = int.from_bytes(b"sa_check", "big")
 # Alembic keeps the migration that is under way in module globals, so a process can run only one at a time.
 _PROCESS_LOCK = Lock()
 _POLL_SECONDS = 0.01
+# MySQL waits without end for a negative number, MariaDB does not.
+_LONG_SECONDS = 365 * 24 * 3600
 # The event loop that the lock's holder runs on, if it does.
 _holder: asyncio.AbstractEventLoop | None = None
 
@@ -173,33 +177,69 @@ def transaction(bind: Engine | Connection, *, waits: bool = True) -> Iterator[Co
         waits: Whether to wait in the database for another migration to end.
     """
     if isinstance(bind, Connection):
-        with _transactions.savepoint(bind, writes=True):
-            _lock(bind, waits=waits)
+        with _callers(bind), _lock(bind, waits=waits):
             yield bind
         return
-    is_postgresql = bind.dialect.name == "postgresql"
+    dialect = bind.dialect.name
     # Whatever the application has set, a server-side cursor is for queries only.
-    with bind.connect().execution_options(**_transactions.BUFFERED) as connection:
-        if is_postgresql and _transactions.has_isolation_level(connection):
+    with bind.connect().execution_options(**_transactions.BUFFERED) as connection, ExitStack() as stack:
+        if dialect == "postgresql" and _transactions.has_isolation_level(connection):
             # SQLAlchemy goes back to it afterwards; and a host's listener may query before a level could be set.
             connection.execution_options(isolation_level="READ COMMITTED")
-        # The lock goes with the transaction, so there has to be one in autocommit, too.
+        if dialect in MYSQL:
+            # The lock is the session's, and has to be held until what the migration has done is committed.
+            stack.enter_context(_lock(connection, waits=waits))
+            connection.commit()
+        # Elsewhere it goes with the transaction, so there has to be one in autocommit, too.
         with connection.begin(), _transactions.whole(connection, writes=True):
-            if is_postgresql:
+            if dialect == "postgresql":
                 # What others did while we waited for the lock has to be seen, which REPEATABLE READ would not.
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-            elif bind.dialect.name == "sqlite":
+                stack.enter_context(_lock(connection, waits=waits))
+            elif dialect == "sqlite":
                 _transactions.begin_immediately(connection)
-            _lock(connection, waits=waits)
             yield connection
 
 
-def _lock(connection: Connection, *, waits: bool) -> None:
-    """Take the database's lock until the transaction ends; SQLite's have it from their beginning."""
-    if connection.dialect.name != "postgresql":
+def _callers(connection: Connection) -> AbstractContextManager[None]:
+    """Work in a transaction of the caller's, and leave it as it was if the migration fails.
+
+    Raises:
+        InvalidBind: The database would commit it.
+    """
+    if connection.dialect.name not in MYSQL:
+        return _transactions.savepoint(connection, writes=True)
+    if _transactions.is_in_transaction(connection):
+        raise InvalidBind(
+            "This connection is in a transaction, and MySQL and MariaDB commit one with every CREATE TABLE: commit or "
+            "roll it back first, or migrate on the Engine."
+        )
+    return nullcontext()
+
+
+@contextmanager
+def _lock(connection: Connection, *, waits: bool) -> Iterator[None]:
+    """Hold the database's lock: on PostgreSQL until the transaction ends. SQLite's transactions have it anyway.
+
+    Raises:
+        _AnotherMigration: It is not free, and nobody waits.
+    """
+    if connection.dialect.name == "postgresql":
+        key = literal(_ADVISORY_LOCK, BigInteger)
+        if waits:
+            connection.execute(select(func.pg_advisory_xact_lock(key)))
+        elif not connection.scalar(select(func.pg_try_advisory_xact_lock(key))):
+            raise _AnotherMigration
+    if connection.dialect.name not in MYSQL:
+        yield
         return
-    key = literal(_ADVISORY_LOCK, BigInteger)
-    if waits:
-        connection.execute(select(func.pg_advisory_xact_lock(key)))
-    elif not connection.scalar(select(func.pg_try_advisory_xact_lock(key))):
+    # Names are the server's, and of at most 64 characters.
+    name = func.sha1(func.concat("sa_checkpoint ", func.coalesce(func.database(), "")))
+    if not connection.scalar(select(func.get_lock(name, _LONG_SECONDS if waits else 0))):
         raise _AnotherMigration
+    try:
+        yield
+    finally:
+        if not connection.invalidated:
+            with suppress(DBAPIError):
+                connection.execute(select(func.release_lock(name)))

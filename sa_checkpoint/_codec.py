@@ -30,6 +30,9 @@ _INT64 = range(-(2**63), 2**63)
 EMPTY = "empty"
 # Our key in a checkpoint's JSON: see `encode_values`.
 BLOB_VERSIONS = "sa_checkpoint_blob_versions"
+# Two more, on databases where keys have a limit: what the key of the namespace is a hash of, and the `named_blobs`.
+NAMESPACE = "sa_checkpoint_namespace"
+NAMED_BLOBS = "sa_checkpoint_named_blobs"
 # The type of a string with surrogates that JSON would join to one character.
 _SURROGATES = "sa_checkpoint_surrogates"
 # What langgraph-checkpoint-postgres leaves inline.
@@ -233,3 +236,13 @@ def blob_versions_of(checkpoint: Mapping[str, Any]) -> dict[str, str | None]:
     return {channel: version_key(version) for channel, version in versions.items()} | (
         checkpoint.get(BLOB_VERSIONS) or {}
     )
+
+
+def named_blobs(checkpoint: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Channel and version of every blob that a checkpoint may have; other inline values than `True` have none."""
+    inline = checkpoint.get("channel_values") or {}
+    return [
+        (channel, version)
+        for channel, version in blob_versions_of(checkpoint).items()
+        if version is not None and inline.get(channel, True) is True
+    ]

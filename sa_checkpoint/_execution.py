@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
-from sa_checkpoint._postgresql import PostgreSQLStatements
-from sa_checkpoint._records import Rows
-from sa_checkpoint._sqlite import SQLiteStatements
-from sa_checkpoint._statements import Call, Statements
+from sa_checkpoint._mysql import MySQLStrategy
+from sa_checkpoint._portable import PortableStrategy
+from sa_checkpoint._postgresql import PostgreSQLStrategy
+from sa_checkpoint._sqlite import SQLiteStrategy
+from sa_checkpoint._strategy import Call, Rows, Strategy
 from sa_checkpoint._tables import tables_in
 from sa_checkpoint._transactions import BUFFERED
-from sa_checkpoint.errors import UnsupportedDatabase
+from sa_checkpoint._types import MYSQL
 
 T = TypeVar("T")
 
-_STRATEGIES: Mapping[str, type[Statements]] = {
-    "postgresql": PostgreSQLStatements,
-    "sqlite": SQLiteStatements,
+# Any other dialect is served by PortableStrategy.
+STRATEGIES: dict[str, type[Strategy]] = {
+    "postgresql": PostgreSQLStrategy,
+    "sqlite": SQLiteStrategy,
+    **dict.fromkeys(MYSQL, MySQLStrategy),
 }
 
 
 # As many as the schemas that a process may use at a time: a set of statements takes a while to build.
 @lru_cache(maxsize=256)
-def statements_for(dialect: str, schema: str | None = None) -> Statements:
-    """The statements of a dialect on the tables of a schema, built at first use.
+def strategy_for(dialect: str, schema: str | None = None) -> Strategy:
+    """The strategy of a dialect on the tables of a schema, with its statements, built at first use.
 
     Args:
         dialect: SQLAlchemy's name of it.
         schema: None for unqualified tables.
-
-    Raises:
-        UnsupportedDatabase: There are none.
     """
-    if dialect not in _STRATEGIES:
-        raise UnsupportedDatabase(
-            f"sa_checkpoint has no statements for {dialect!r} yet: use an engine for "
-            + " or ".join(sorted(_STRATEGIES))
-            + "."
-        )
-    return _STRATEGIES[dialect](tables_in(schema))
+    return STRATEGIES.get(dialect, PortableStrategy)(tables_in(schema))
 
 
 @dataclass(frozen=True)
 class Transaction:
-    """A connection in a transaction that is not ours to end, and the statements for its database."""
+    """A connection in a transaction that is not ours to end: the `Executor` of a strategy's calls."""
 
     connection: Connection
-    statements: Statements
+    strategy: Strategy
 
     def run(self, *calls: Call) -> None:
         """Execute calls in order."""
@@ -78,14 +72,10 @@ class Operation(Generic[T]):
     writes: bool = True
 
     def execute(self, connection: Connection, schema: str | None = None) -> Any:
-        """Do the work on the tables of a schema; the transaction is the caller's.
-
-        Raises:
-            UnsupportedDatabase: There are no statements for this database.
-        """
-        return self.work(Transaction(connection, statements_for(connection.dialect.name, schema)))
+        """Do the work on the tables of a schema; the transaction is the caller's."""
+        return self.work(Transaction(connection, strategy_for(connection.dialect.name, schema)))
 
 
-def executing(calls: Callable[[Statements], list[Call]], result: T) -> Operation[T]:
-    """An operation that executes calls known beforehand, and has its result beforehand, too."""
-    return Operation(lambda transaction: transaction.run(*calls(transaction.statements)), lambda _rows: result)
+def writing(work: Callable[[Strategy, Transaction], None], result: T) -> Operation[T]:
+    """An operation that has its result beforehand."""
+    return Operation(lambda transaction: work(transaction.strategy, transaction), lambda _nothing: result)

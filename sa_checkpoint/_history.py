@@ -13,27 +13,25 @@ from sqlalchemy import Row
 from sa_checkpoint import _codec, _operations
 from sa_checkpoint._execution import Operation, Transaction
 from sa_checkpoint._json import load_json
-from sa_checkpoint._records import Rows
-from sa_checkpoint._statements import RowKind
+from sa_checkpoint._strategy import START, RowKind, Rows
 from sa_checkpoint._text import identifier
-from sa_checkpoint._thread_statements import START, delta_history
 
 
 def get_delta_channel_history(
     serde: SerializerProtocol, config: RunnableConfig, channels: Sequence[str]
 ) -> Operation[Mapping[str, DeltaChannelHistory]]:
     """Walk the parents of a checkpoint, for all channels in one statement."""
-    key = _operations.key_of(config)
+    parameters = _operations.key_of(config)
     checkpoint_id = _operations.checkpoint_id_of(config)
-    start = {"thread": key["thread_id"], "namespace": key["checkpoint_ns"], "checkpoint": checkpoint_id}
-    names = [(identifier("channel", channel),) for channel in dict.fromkeys(channels)]
+    if checkpoint_id is not None:
+        parameters["checkpoint_id"] = checkpoint_id
+    names = [identifier("channel", channel) for channel in dict.fromkeys(channels)]
 
     def work(transaction: Transaction) -> Rows:
-        parameters = {**start, **transaction.statements.row_values("channels", ("channel",), names)}
-        return transaction.fetch(delta_history(transaction.statements, parameters, latest=checkpoint_id is None))
+        return transaction.strategy.delta_history(transaction, parameters, names)
 
     def decode(rows: Rows) -> Mapping[str, DeltaChannelHistory]:
-        return {channel: _history(serde, [row for row in rows if row.channel == channel]) for (channel,) in names}
+        return {channel: _history(serde, [row for row in rows if row.channel == channel]) for channel in names}
 
     return Operation(work, decode, writes=False)
 

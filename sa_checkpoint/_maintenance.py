@@ -7,21 +7,16 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row
 from sqlalchemy.exc import IntegrityError
 
 from sa_checkpoint import _operations
-from sa_checkpoint import _thread_statements as thread_statements
 from sa_checkpoint._execution import Operation, Transaction
-from sa_checkpoint._statements import Call
+from sa_checkpoint._strategy import Key, Thread
 from sa_checkpoint._text import identifier
 from sa_checkpoint.errors import InvalidValue, ThreadExists, is_duplicate
 
 # "delete_all" is what LangGraph's server says for "delete" (langgraph_grpc_common, prune_strategy_from_proto).
 STRATEGIES = ("keep_latest", "delete", "delete_all")
-
-Key = tuple[str, str]
-"""A checkpoint of a thread: its namespace and its id."""
 
 
 def ids_of(name: str, values: Sequence[Any]) -> list[str]:
@@ -51,15 +46,12 @@ def copy_thread(source_thread_id: str, target_thread_id: str) -> Operation[None]
     )
 
     def work(transaction: Transaction) -> None:
-        statements = transaction.statements
-        transaction.run(statements.lock_thread(target))
-        if any(
-            found for (found,) in transaction.fetch(Call(thread_statements.any_row(statements), {"thread": target}))
-        ):
+        strategy = transaction.strategy
+        strategy.lock_thread(transaction, target)
+        if strategy.has_rows(transaction, target):
             raise exists
-        parameters = {"source": source, "target": target}
         try:
-            transaction.run(*(Call(statement, parameters) for statement in thread_statements.copy(statements)))
+            strategy.copy(transaction, source, target)
         except IntegrityError as error:
             if not is_duplicate(error):
                 raise
@@ -74,39 +66,24 @@ def copy_thread(source_thread_id: str, target_thread_id: str) -> Operation[None]
 def threads_of_runs(run_ids: Sequence[str]) -> Operation[Sequence[str]]:
     """The threads in which runs stored checkpoints."""
 
-    def work(transaction: Transaction) -> Any:
-        statements = transaction.statements
-        parameters = statements.row_values("runs", ("run_id",), [(run_id,) for run_id in run_ids])
-        return transaction.fetch(Call(thread_statements.threads_of_runs(statements), parameters))
-
-    return Operation(work, lambda rows: [row.thread_id for row in rows], writes=False)
+    return Operation(
+        lambda transaction: transaction.strategy.threads_of_runs(transaction, run_ids),
+        lambda thread_ids: thread_ids,
+        writes=False,
+    )
 
 
 def delete_runs_of_thread(thread_id: str, run_ids: Sequence[str]) -> Operation[None]:
     """Delete the checkpoints that runs stored in a thread, with their writes and the blobs nobody else needs."""
 
     def work(transaction: Transaction) -> None:
-        statements = transaction.statements
-        transaction.run(statements.lock_thread(thread_id))
-        parameters = statements.row_values("runs", ("run_id",), [(run_id,) for run_id in run_ids])
-        doomed = transaction.fetch(
-            Call(thread_statements.checkpoints_of_runs(statements), {"thread": thread_id, **parameters})
-        )
-        _delete(transaction, thread_id, [(row.checkpoint_ns, row.checkpoint_id) for row in doomed], [])
+        strategy = transaction.strategy
+        strategy.lock_thread(transaction, thread_id)
+        doomed = strategy.checkpoints_of_runs(transaction, thread_id, run_ids)
+        if doomed:
+            strategy.thread(transaction, thread_id).delete(doomed, [])
 
     return Operation(work, _operations.nothing)
-
-
-def _delete(transaction: Transaction, thread_id: str, doomed: Sequence[Key], dead: Sequence[str]) -> None:
-    if not doomed and not dead:
-        return
-    statements = transaction.statements
-    parameters = {
-        "thread": thread_id,
-        **statements.row_values("doomed", thread_statements.DOOMED, doomed),
-        **statements.row_values("dead", thread_statements.DEAD, [(ns,) for ns in dead]),
-    }
-    transaction.run(*(Call(statement, parameters) for statement in thread_statements.deletion(statements)))
 
 
 # ------------------------------------------------------------------------------------------------------------- prune
@@ -124,18 +101,18 @@ def prune_thread(thread_id: str, strategy: str) -> Operation[None]:
         return _operations.delete_thread(thread_id)
 
     def work(transaction: Transaction) -> None:
-        statements = transaction.statements
-        transaction.run(statements.lock_thread(thread_id))
-        rows = transaction.fetch(Call(thread_statements.outline(statements), {"thread": thread_id}))
-        plan = _Plan(transaction, thread_id, _namespaces(rows))
-        _delete(transaction, thread_id, *plan.make())
+        transaction.strategy.lock_thread(transaction, thread_id)
+        thread = transaction.strategy.thread(transaction, thread_id)
+        doomed, dead = _Plan(thread, _namespaces(thread.outline())).make()
+        if doomed or dead:
+            thread.delete(doomed, dead)
 
     return Operation(work, _operations.nothing)
 
 
-def _namespaces(rows: Sequence[Row[Any]]) -> dict[str, list[Row[Any]]]:
+def _namespaces(rows: Sequence[Any]) -> dict[str, list[Any]]:
     """The rows of an outline by namespace, newest first as they came."""
-    namespaces: dict[str, list[Row[Any]]] = {}
+    namespaces: dict[str, list[Any]] = {}
     for row in rows:
         namespaces.setdefault(row.checkpoint_ns, []).append(row)
     return namespaces
@@ -145,9 +122,8 @@ def _namespaces(rows: Sequence[Row[Any]]) -> dict[str, list[Row[Any]]]:
 class _Plan:
     """What keep_latest deletes of a thread: a list of checkpoints, so that what is stored meanwhile stays."""
 
-    transaction: Transaction
-    thread_id: str
-    namespaces: Mapping[str, Sequence[Row[Any]]]
+    thread: Thread
+    namespaces: Mapping[str, Sequence[Any]]
 
     def make(self) -> tuple[list[Key], list[str]]:
         """The doomed checkpoints, and the dead namespaces."""
@@ -166,9 +142,9 @@ class _Plan:
         store in the background.
         """
         deleted = {row.checkpoint_id for row in self.namespaces.get("", ()) if ("", row.checkpoint_id) not in kept}
-        return {ns for ns, rows in self.namespaces.items() if ":" in ns and rows[0].root in deleted}
+        return {ns for ns, rows in self.namespaces.items() if ":" in rows[0].namespace and rows[0].root in deleted}
 
-    def _with_sends(self, heads: Mapping[str, Row[Any]]) -> set[Key]:
+    def _with_sends(self, heads: Mapping[str, Any]) -> set[Key]:
         """The parents that checkpoints older than format 4 read their pending sends from."""
         parents = [
             (ns, head.parent_checkpoint_id)
@@ -177,11 +153,11 @@ class _Plan:
         ]
         if not parents:
             return set()
-        rows = self._run(thread_statements.with_sends, thread_statements.DOOMED, parents)
+        rows = self.thread.with_sends(parents)
         every = {(ns, row.checkpoint_id) for ns, rows in self.namespaces.items() for row in rows}
         return {(row.checkpoint_ns, row.checkpoint_id) for row in rows} & every
 
-    def _delta_ancestors(self, heads: Mapping[str, Row[Any]]) -> set[Key]:
+    def _delta_ancestors(self, heads: Mapping[str, Any]) -> set[Key]:
         """The ancestors that the delta channels of the kept checkpoints are rebuilt from."""
         channels = {ns: _delta_channels(self.namespaces[ns]) for ns in heads}
         kept = {
@@ -194,22 +170,19 @@ class _Plan:
         wanted = [(ns, channel) for ns, names in channels.items() for channel in names]
         if not wanted:
             return kept
-        rows = self._run(thread_statements.with_values, thread_statements.CHANNELS, wanted)
+        rows = self.thread.with_values(wanted)
         values: dict[Key, set[str]] = {}
         for row in rows:
             values.setdefault((row.checkpoint_ns, row.checkpoint_id), set()).add(row.channel)
         # LangGraph counts a channel that was never written, too. It has no version, and nothing is rebuilt for it.
         keys = [(ns, head.checkpoint_id) for ns, head in heads.items() if channels[ns]]
-        versioned = {
-            (row.checkpoint_ns, row.channel)
-            for row in self._run(thread_statements.channels_of, thread_statements.DOOMED, keys)
-        }
+        versioned = {(row.checkpoint_ns, row.channel) for row in self.thread.channels_of(keys)}
         for ns, head in heads.items():
             needed = {channel for channel in channels[ns] if (ns, channel) in versioned}
             kept |= self._ancestors(ns, head, needed, values)
         return kept
 
-    def _ancestors(self, ns: str, head: Row[Any], channels: set[str], values: Mapping[Key, set[str]]) -> set[Key]:
+    def _ancestors(self, ns: str, head: Any, channels: set[str], values: Mapping[Key, set[str]]) -> set[Key]:
         """From the head along parent links to the nearest value of each channel, or to the root."""
         by_id = {row.checkpoint_id: row for row in self.namespaces[ns]}
         missing = channels - values.get((ns, head.checkpoint_id), set())
@@ -221,13 +194,8 @@ class _Plan:
             row = by_id.get(row.parent_checkpoint_id)
         return kept
 
-    def _run(self, statement: Any, columns: Sequence[str], rows: Sequence[Key]) -> Sequence[Row[Any]]:
-        statements = self.transaction.statements
-        parameters = {"thread": self.thread_id, **statements.row_values("given", columns, rows)}
-        return self.transaction.fetch(Call(statement(statements), parameters))
 
-
-def _delta_channels(rows: Sequence[Row[Any]]) -> set[str]:
+def _delta_channels(rows: Sequence[Any]) -> set[str]:
     """The delta channels of a namespace: LangGraph counts, in the metadata, the steps since each one's snapshot."""
     counters = (json.loads(row.delta_counters) for row in rows if (row.delta_counters or "").startswith("{"))
     return {channel for counted in counters for channel in counted}

@@ -24,10 +24,10 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from sa_checkpoint import _codec, _filters
-from sa_checkpoint._execution import Operation, Transaction, executing
+from sa_checkpoint._execution import Operation, Transaction, writing
 from sa_checkpoint._json import dump_json, load_json
-from sa_checkpoint._records import Record, Rows, config_of, records_of
-from sa_checkpoint._statements import ReadShape
+from sa_checkpoint._records import Record, config_of, records_of
+from sa_checkpoint._strategy import ReadShape, Rows
 from sa_checkpoint._text import identifier
 from sa_checkpoint.errors import InvalidConfig, InvalidValue
 
@@ -89,7 +89,8 @@ def put(
     }
     saved = config_of(**key, checkpoint_id=checkpoint_id)
     shared = any(values.blob_versions.values())
-    return executing(lambda statements: statements.put(row, values.blobs, shared=shared), saved)
+    named = _codec.named_blobs(document)
+    return writing(lambda strategy, executor: strategy.put(executor, row, values.blobs, named, shared=shared), saved)
 
 
 def put_writes(
@@ -125,16 +126,16 @@ def put_writes(
         if replaces or idx not in rows:
             rows[idx] = row
     if not rows:
-        return executing(lambda _statements: [], None)
+        return writing(lambda _strategy, _executor: None, None)
     # In one order for all, so that two transactions that store the same writes do not wait for each other.
     batch = [rows[idx] for idx in sorted(rows)]
-    return executing(lambda statements: statements.put_writes(task, batch, replace=replaces), None)
+    return writing(lambda strategy, executor: strategy.put_writes(executor, task, batch, replace=replaces), None)
 
 
 def delete_thread(thread_id: str) -> Operation[None]:
     """Delete a thread's checkpoints, blobs and writes in all its namespaces."""
     thread = identifier("thread_id", thread_id)
-    return executing(lambda statements: statements.delete_thread(thread), None)
+    return writing(lambda strategy, executor: strategy.delete_thread(executor, thread), None)
 
 
 def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[CheckpointTuple | None]:
@@ -146,7 +147,7 @@ def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[Ch
     shape = ReadShape(checkpoint_id=checkpoint_id is not None)
 
     def work(transaction: Transaction) -> Rows:
-        return transaction.fetch(transaction.statements.read(shape, parameters))
+        return transaction.strategy.read(transaction, shape, parameters)
 
     def decode(rows: Rows) -> CheckpointTuple | None:
         return next((record.load(serde) for record in records_of(rows)), None)
@@ -176,9 +177,9 @@ class Listing:
         size = PAGE_SIZE if self.limit is None else min(PAGE_SIZE, self.limit)
 
         def work(transaction: Transaction) -> tuple[Rows, bool]:
-            statements = transaction.statements
-            call = statements.read(self.shape, {**self.parameters, "limit": size}, self.filter)
-            return transaction.fetch(call), statements.filters_exactly
+            strategy = transaction.strategy
+            rows = strategy.read(transaction, self.shape, {**self.parameters, "limit": size}, self.filter)
+            return rows, strategy.filters_exactly
 
         def decode(found: tuple[Rows, bool]) -> Page:
             rows, fits = found

@@ -35,7 +35,8 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
 from sa_checkpoint._json import dump_json
-from sa_checkpoint._statements import Call, Parameters, ReadShape, Statements, text_parameter
+from sa_checkpoint._sql_strategy import SQLStrategy
+from sa_checkpoint._strategy import Call, Executor, Parameters, ReadShape, text_parameter
 from sa_checkpoint._tables import Tables
 
 _BLOB: Mapping[str, TypeEngine[Any]] = {
@@ -72,7 +73,7 @@ def _arrays(columns: Mapping[str, Any], rows: Sequence[Parameters]) -> dict[str,
     return {f"{name}s": [row[name] for row in rows] for name in columns}
 
 
-class PostgreSQLStatements(Statements):
+class PostgreSQLStrategy(SQLStrategy):
     """One statement for each operation."""
 
     filters_exactly = True
@@ -87,13 +88,21 @@ class PostgreSQLStatements(Statements):
         self._replace_writes = self._build_put_writes(replace=True)
         self._cached_read_filtered = cache(self._build_read_filtered)
 
-    def put(self, checkpoint: Parameters, blobs: Sequence[Parameters], *, shared: bool) -> list[Call]:
+    def put(
+        self,
+        executor: Executor,
+        checkpoint: Parameters,
+        blobs: Sequence[Parameters],
+        named: Sequence[tuple[str, str]],
+        *,
+        shared: bool,
+    ) -> None:
         statement = self._put_locked if shared else self._put
-        return [Call(statement, {**checkpoint, **_arrays(_BLOB, blobs)})]
+        executor.run(Call(statement, {**checkpoint, **_arrays(_BLOB, blobs)}))
 
-    def put_writes(self, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> list[Call]:
+    def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
         statement = self._replace_writes if replace else self._insert_writes
-        return [Call(statement, {**task, **_arrays(_WRITE, writes)})]
+        executor.run(Call(statement, {**task, **_arrays(_WRITE, writes)}))
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._cached_read_filtered(shape), {"filter": dump_json("filter", filter)}
@@ -102,8 +111,8 @@ class PostgreSQLStatements(Statements):
         metadata = self.tables.checkpoints.c.metadata
         return self._build_read(shape, type_coerce(metadata, JSONB).contains(cast(text_parameter("filter"), JSONB)))
 
-    def lock_thread(self, thread_id: str) -> Call:
-        return Call(self._lock_thread, {"thread_id": thread_id})
+    def lock_thread(self, executor: Executor, thread_id: str) -> None:
+        executor.run(Call(self._lock_thread, {"thread_id": thread_id}))
 
     def together(self, *changes: Insert | Update | Delete) -> list[Executable]:
         # The parts of one statement see the database as it was before it.

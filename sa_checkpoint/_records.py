@@ -14,9 +14,8 @@ from sqlalchemy import Row
 
 from sa_checkpoint import _codec
 from sa_checkpoint._json import load_json
-from sa_checkpoint._statements import RowKind
+from sa_checkpoint._strategy import RowKind, Rows
 
-Rows = Sequence[Row[Any]]
 _Key = tuple[str | int | None, ...]
 
 
@@ -109,10 +108,13 @@ def _record(row: Row[Any], blobs: Mapping[_Key, Row[Any]], tasks: Mapping[_Key, 
     key = (*namespace, row.checkpoint_id)
     checkpoint = load_json(row.checkpoint)
     versions = _codec.blob_versions_of(checkpoint)
-    checkpoint.pop(_codec.BLOB_VERSIONS, None)
+    for name in (_codec.BLOB_VERSIONS, _codec.NAMED_BLOBS):
+        checkpoint.pop(name, None)
     keys = {channel: (*namespace, channel, version) for channel, version in versions.items()}
     return Record(
-        *key,
+        thread_id=row.thread_id,
+        checkpoint_ns=checkpoint.pop(_codec.NAMESPACE, row.checkpoint_ns),
+        checkpoint_id=row.checkpoint_id,
         parent_checkpoint_id=row.parent_checkpoint_id,
         checkpoint=checkpoint,
         metadata=load_json(row.metadata),

@@ -10,6 +10,7 @@ from sqlalchemy.schema import CreateSchema
 from sqlalchemy.sql import quoted_name
 
 from sa_checkpoint._text import is_storable_text
+from sa_checkpoint._types import MYSQL
 from sa_checkpoint.errors import InvalidSchema
 
 # PostgreSQL cuts a longer one off, so that two names can be one schema; MySQL's limit is one character more.
@@ -61,6 +62,8 @@ def current_schema(connection: Connection) -> str | None:
     """Where unqualified tables are created now: the inspector says where that was on the engine's first connection."""
     if connection.dialect.name == "postgresql":
         return connection.scalar(select(func.current_schema()))
+    if connection.dialect.name in MYSQL:
+        return connection.scalar(select(func.database()))
     return inspect(connection).default_schema_name
 
 

@@ -25,7 +25,8 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 
 from sa_checkpoint._filters import sqlite_contains
-from sa_checkpoint._statements import Call, Parameters, ReadShape, Statements, text_parameter
+from sa_checkpoint._sql_strategy import SQLStrategy
+from sa_checkpoint._strategy import Call, Executor, Parameters, ReadShape, text_parameter
 from sa_checkpoint._tables import Tables
 
 _EMPTY_OBJECT: ColumnElement[Any] = literal_column("'{}'")
@@ -37,7 +38,7 @@ def _upsert(statement: sqlite.Insert, table: Table, columns: Sequence[str]) -> E
     )
 
 
-class SQLiteStatements(Statements):
+class SQLiteStrategy(SQLStrategy):
     """One statement for each table that an operation changes, run for all its rows at once."""
 
     filters_exactly = False
@@ -57,24 +58,32 @@ class SQLiteStatements(Statements):
         self._replace_writes = _upsert(insert(tables.writes), tables.writes, ("channel", "type", "blob"))
         self._lock = delete(tables.checkpoints).where(false())
 
-    def put(self, checkpoint: Parameters, blobs: Sequence[Parameters], *, shared: bool) -> list[Call]:
+    def put(
+        self,
+        executor: Executor,
+        checkpoint: Parameters,
+        blobs: Sequence[Parameters],
+        named: Sequence[tuple[str, str]],
+        *,
+        shared: bool,
+    ) -> None:
         calls = [Call(self._put_checkpoint, checkpoint)]
         if blobs:
             key = {name: checkpoint[name] for name in ("thread_id", "checkpoint_ns")}
             calls.insert(0, Call(self._put_blobs, [{**key, **blob} for blob in blobs]))
-        return calls
+        executor.run(*calls)
 
-    def put_writes(self, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> list[Call]:
+    def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
         statement = self._replace_writes if replace else self._insert_writes
-        return [Call(statement, [{**task, **write} for write in writes])]
+        executor.run(Call(statement, [{**task, **write} for write in writes]))
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._build_read(shape, sqlite_contains(self.tables.checkpoints.c.metadata, filter)), {}
 
-    def lock_thread(self, thread_id: str) -> Call:
+    def lock_thread(self, executor: Executor, thread_id: str) -> None:
         # Deletes nothing, but takes the write lock. A transaction that reads first cannot write any more when another
         # has written meanwhile, however long it waits.
-        return Call(self._lock, {})
+        executor.run(Call(self._lock, {}))
 
     def together(self, *changes: Insert | Update | Delete) -> list[Executable]:
         return list(changes)

@@ -1,34 +1,29 @@
-"""The statements that the savers run: what is common to all databases, and the interface of a dialect's strategy.
+"""Reading in one statement, for databases that look into JSON: for one checkpoint as for a page of a list.
 
-`_operations` says what it means ("put this checkpoint with these blobs") and gets a list of calls to execute in one
-transaction; how many there are is the strategy's affair (`_postgresql`, `_sqlite`). Statements are built once, with
-bound parameters for every value, so that SQLAlchemy compiles and the driver prepares each only once.
+A common table expression finds the checkpoints, and a UNION ALL brings them, the blobs that they name (once, however
+many checkpoints share one), their pending writes, and the sends that a checkpoint older than format 4 left with its
+parent.
 
-Reading is one statement on every database, for one checkpoint as for a page of a list: a common table expression
-finds the checkpoints, and a UNION ALL brings them, the blobs that they name (once, however many checkpoints share one),
-their pending writes, and the sends that a checkpoint older than format 4 left with its parent.
+Statements are built once, with bound parameters for every value, so that SQLAlchemy compiles and the driver prepares
+each only once.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from functools import cache, cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from langgraph.checkpoint.serde.types import TASKS
 from sqlalchemy import (
     CTE,
-    BindParameter,
     ColumnElement,
     Delete,
     Executable,
     FromClause,
     Insert,
     Integer,
-    LargeBinary,
     Numeric,
     Select,
     Text,
@@ -36,7 +31,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
-    delete,
     literal_column,
     null,
     select,
@@ -45,127 +39,35 @@ from sqlalchemy import (
 )
 
 from sa_checkpoint._codec import BLOB_VERSIONS, EMPTY
+from sa_checkpoint._strategy import (
+    READ_COLUMNS,
+    Call,
+    Executor,
+    Parameters,
+    ReadShape,
+    RowKind,
+    Rows,
+    Strategy,
+    text_parameter,
+)
 from sa_checkpoint._tables import Tables
 
-Parameters = Mapping[str, Any]
 
-
-@dataclass(frozen=True)
-class Call:
-    """A statement and what to execute it with: one set of parameters, or several for an executemany."""
-
-    statement: Executable
-    parameters: Parameters | Sequence[Parameters]
-
-
-class RowKind(IntEnum):
-    """What a row of the reading statement holds, in its first column. The other columns: `READ_COLUMNS`."""
-
-    CHECKPOINT = 0
-    BLOB = 1
-    WRITE = 2
-    SEND = 3
-    """A TASKS write of the parent; `checkpoint_id` is the child's."""
-    ANCESTOR = 4
-    """A step of a walk along parent links, for one channel."""
-
-
-READ_COLUMNS: Mapping[str, type[Text] | type[LargeBinary] | type[Integer]] = {
-    "thread_id": Text,
-    "checkpoint_ns": Text,
-    "checkpoint_id": Text,
-    "parent_checkpoint_id": Text,
-    "checkpoint": Text,
-    "metadata": Text,
-    "channel": Text,
-    "version": Text,
-    "type": Text,
-    "blob": LargeBinary,
-    "task_id": Text,
-    "task_path": Text,
-    "idx": Integer,
-}
-
-
-@dataclass(frozen=True)
-class ReadShape:
-    """Which conditions a reading statement has. Each stands for a bound parameter of the same name.
-
-    `after` continues a list below the key (`after_checkpoint_id`, `after_thread_id`, `after_checkpoint_ns`). `many`
-    asks for up to `limit` checkpoints, newest first, instead of the latest one.
-    """
-
-    thread_id: bool = True
-    checkpoint_ns: bool = True
-    checkpoint_id: bool = False
-    before: bool = False
-    after: bool = False
-    many: bool = False
-
-
-def text_parameter(name: str) -> BindParameter[str]:
-    """A bound parameter for text, whatever the type of the column it meets: JSON crosses as text, too."""
-    return bindparam(name, type_=Text())
-
-
-class Statements(ABC):
-    """A dialect family's statements on one set of tables."""
+class Statements(Strategy):
+    """A strategy that reads in one statement."""
 
     def __init__(self, tables: Tables) -> None:
-        self.tables = tables
+        super().__init__(tables)
         # Bound methods cached per instance: the shapes are few, and each is built once.
         self._cached_read = cache(self._build_read)
-
-    filters_exactly: ClassVar[bool]
-    """Whether the database expresses all of a metadata filter."""
-
-    @abstractmethod
-    def put(self, checkpoint: Parameters, blobs: Sequence[Parameters], *, shared: bool) -> list[Call]:
-        """Insert or replace a checkpoint, and insert the blobs that are not there yet.
-
-        Args:
-            checkpoint: thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata; the last
-                two are JSON text.
-            blobs: For each: channel, version, type, blob.
-            shared: Whether a blob may be there for another checkpoint, and must not be deleted with that meanwhile.
-        """
-
-    @abstractmethod
-    def put_writes(self, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> list[Call]:
-        """Insert a task's writes.
-
-        Args:
-            task: thread_id, checkpoint_ns, checkpoint_id, task_id, task_path.
-            writes: For each: idx, channel, type, blob; no idx twice.
-            replace: Whether a write that is already there is replaced or kept.
-        """
-
-    @abstractmethod
-    def lock_thread(self, thread_id: str) -> Call:
-        """Let no other maintenance of this thread run at the same time, until the transaction ends."""
-
-    @abstractmethod
-    def together(self, *changes: Insert | Update | Delete) -> list[Executable]:
-        """Statements that make these changes, each as if none of the others had been made before it.
-
-        The order given has to be one in which that holds when they run one after another.
-        """
-
-    @abstractmethod
-    def rows(self, name: str, *columns: str) -> FromClause:
-        """A FROM element of any number of rows of text, bound as the parameters that `row_values` makes."""
-
-    @abstractmethod
-    def row_values(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Parameters:
-        """The parameters for `rows`."""
 
     @abstractmethod
     def json_text(self, column: ColumnElement[Any], *keys: str) -> ColumnElement[str]:
         """The text of what is under these keys, one inside the other, in a JSON column."""
 
     @abstractmethod
-    def entries(self, column: ColumnElement[Any], *fields: str) -> FromClause:
-        """The entries of these objects in a JSON column, a later one's instead of an earlier one's.
+    def blob_versions(self, column: ColumnElement[Any]) -> FromClause:
+        """For each channel of a checkpoint the version of its blob: `_codec.blob_versions_of`, in SQL.
 
         Columns: `key`, and `value`, which is text when it is cast to text.
         """
@@ -174,33 +76,21 @@ class Statements(ABC):
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         """The reading statement for checkpoints whose metadata contains the filter, and its values."""
 
-    def blob_versions(self, column: ColumnElement[Any]) -> FromClause:
-        """For each channel of a checkpoint the version of its blob: `_codec.blob_versions_of`, in SQL."""
-        return self.entries(column, "channel_versions", BLOB_VERSIONS)
+    def as_text(self, column: ColumnElement[Any]) -> ColumnElement[str]:
+        """A JSON column as text."""
+        return cast(column, Text)
 
-    def delete_thread(self, thread_id: str) -> list[Call]:
-        """Delete everything of a thread."""
-        return [Call(statement, {"thread_id": thread_id}) for statement in self._delete_thread]
+    def stored(self, name: str, value: ColumnElement[str]) -> ColumnElement[str]:
+        """A channel or version from a checkpoint as the column of this name holds it."""
+        return value
 
-    @cached_property
-    def _delete_thread(self) -> list[Executable]:
-        tables = (self.tables.blobs, self.tables.writes, self.tables.checkpoints)
-        return self.together(
-            *(delete(table).where(table.c.thread_id == text_parameter("thread_id")) for table in tables)
-        )
-
-    def read(self, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None) -> Call:
-        """Read checkpoints with all that belongs to them.
-
-        Args:
-            shape: The conditions.
-            parameters: A value for each of them.
-            filter: What their metadata contains; others come back, too, unless `filters_exactly`.
-        """
+    def read(
+        self, executor: Executor, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None
+    ) -> Rows:
         if not filter:
-            return Call(self._cached_read(shape), parameters)
+            return executor.fetch(Call(self._cached_read(shape), parameters))
         statement, values = self._read_filtered(shape, filter)
-        return Call(statement, {**parameters, **values})
+        return executor.fetch(Call(statement, {**parameters, **values}))
 
     def _build_read(self, shape: ReadShape, condition: ColumnElement[bool] | None = None) -> Executable:
         target = self._target(shape, condition)
@@ -222,10 +112,7 @@ class Statements(ABC):
             for name in ("thread_id", "checkpoint_ns", "checkpoint_id")
             if getattr(shape, name)
         ]
-        # What the conditions leave open tells checkpoints with the same id apart: a copied thread keeps its ids.
-        key = [columns.checkpoint_id] + [
-            columns[name] for name in ("thread_id", "checkpoint_ns") if not getattr(shape, name)
-        ]
+        key = [columns[name] for name in shape.key()]
         if shape.before:
             conditions.append(columns.checkpoint_id < text_parameter("before"))
         if shape.after:
@@ -264,8 +151,8 @@ class Statements(ABC):
             RowKind.CHECKPOINT,
             {
                 **columns,
-                "checkpoint": cast(target.c.checkpoint, Text),
-                "metadata": cast(target.c.metadata, Text),
+                "checkpoint": self.as_text(target.c.checkpoint),
+                "metadata": self.as_text(target.c.metadata),
             },
         )
 
@@ -284,8 +171,8 @@ class Statements(ABC):
         blobs = self.tables.blobs.c
         is_named = and_(
             self._same_namespace(blobs, named.c, shape),
-            blobs.channel == named.c.channel,
-            blobs.version == named.c.version,
+            blobs.channel == self.stored("channel", named.c.channel),
+            blobs.version == self.stored("version", named.c.version),
             blobs.type != literal_column(f"'{EMPTY}'"),
         )
         found, source = self._look_up(named, is_named)
@@ -323,3 +210,32 @@ class Statements(ABC):
         """
         thread_id = text_parameter("thread_id") if shape.thread_id else target.thread_id
         return and_(columns.thread_id == thread_id, columns.checkpoint_ns == target.checkpoint_ns)
+
+
+class JSONStatements(Statements):
+    """A strategy that maintains threads inside the database, too (`_thread_statements`): what those are built from."""
+
+    @abstractmethod
+    def together(self, *changes: Insert | Update | Delete) -> list[Executable]:
+        """Statements that make these changes, each as if none of the others had been made before it.
+
+        The order given has to be one in which that holds when they run one after another.
+        """
+
+    @abstractmethod
+    def rows(self, name: str, *columns: str) -> FromClause:
+        """A FROM element of any number of rows of text, bound as the parameters that `row_values` makes."""
+
+    @abstractmethod
+    def row_values(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Parameters:
+        """The parameters for `rows`."""
+
+    @abstractmethod
+    def entries(self, column: ColumnElement[Any], *fields: str) -> FromClause:
+        """The entries of these objects in a JSON column, a later one's instead of an earlier one's.
+
+        Columns: `key`, and `value`, which is text when it is cast to text.
+        """
+
+    def blob_versions(self, column: ColumnElement[Any]) -> FromClause:
+        return self.entries(column, "channel_versions", BLOB_VERSIONS)

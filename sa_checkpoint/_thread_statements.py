@@ -41,18 +41,19 @@ from sqlalchemy import (
 )
 
 from sa_checkpoint._codec import EMPTY
-from sa_checkpoint._statements import Call, RowKind, Statements, text_parameter
+from sa_checkpoint._statements import JSONStatements
+from sa_checkpoint._strategy import START, RowKind, text_parameter
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _built_once(build: Callable[Concatenate[Statements, P], T]) -> Callable[Concatenate[Statements, P], T]:
+def _built_once(build: Callable[Concatenate[JSONStatements, P], T]) -> Callable[Concatenate[JSONStatements, P], T]:
     """Keep what is built for a strategy, for as long as somebody has the strategy."""
-    kept: WeakKeyDictionary[Statements, dict[Any, T]] = WeakKeyDictionary()
+    kept: WeakKeyDictionary[JSONStatements, dict[Any, T]] = WeakKeyDictionary()
 
     @wraps(build)
-    def built(statements: Statements, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def built(statements: JSONStatements, /, *args: P.args, **kwargs: P.kwargs) -> T:
         found = kept.setdefault(statements, {})
         key = (args, *kwargs.items())
         if key not in found:
@@ -67,7 +68,6 @@ def _built_once(build: Callable[Concatenate[Statements, P], T]) -> Callable[Conc
 DOOMED = ("checkpoint_ns", "checkpoint_id")
 DEAD = ("checkpoint_ns",)
 CHANNELS = ("checkpoint_ns", "channel")
-START = "start"
 
 
 def _of_thread(table: Any, parameter: str = "thread") -> ColumnElement[bool]:
@@ -75,17 +75,25 @@ def _of_thread(table: Any, parameter: str = "thread") -> ColumnElement[bool]:
     return condition
 
 
+@_built_once
+def delete_thread(statements: JSONStatements) -> Sequence[Executable]:
+    """Delete everything of a thread."""
+    tables = (statements.tables.blobs, statements.tables.writes, statements.tables.checkpoints)
+    return statements.together(*(delete(table).where(_of_thread(table)) for table in tables))
+
+
 # ------------------------------------------------------------------------------------------------------------- prune
 
 
 @_built_once
-def outline(statements: Statements) -> Select[Any]:
+def outline(statements: JSONStatements) -> Select[Any]:
     """The checkpoints of a thread without their contents, by namespace, newest first: what a prune is planned from."""
     table = statements.tables.checkpoints
     columns = table.c
     return (
         select(
             columns.checkpoint_ns,
+            columns.checkpoint_ns.label("namespace"),
             columns.checkpoint_id,
             columns.parent_checkpoint_id,
             cast(statements.json_text(columns.checkpoint, "v"), Numeric).label("format"),
@@ -98,7 +106,7 @@ def outline(statements: Statements) -> Select[Any]:
     )
 
 
-def _join_given(statements: Statements, table: Table) -> FromClause:
+def _join_given(statements: JSONStatements, table: Table) -> FromClause:
     """The rows of a table that belong to the given checkpoints."""
     given = statements.rows("given", *DOOMED)
     is_given = and_(table.c.checkpoint_ns == given.c.checkpoint_ns, table.c.checkpoint_id == given.c.checkpoint_id)
@@ -106,7 +114,7 @@ def _join_given(statements: Statements, table: Table) -> FromClause:
 
 
 @_built_once
-def with_sends(statements: Statements) -> Select[Any]:
+def with_sends(statements: JSONStatements) -> Select[Any]:
     """Of the given checkpoints of a thread, those that have TASKS writes."""
     table = statements.tables.writes
     return (
@@ -118,7 +126,7 @@ def with_sends(statements: Statements) -> Select[Any]:
 
 
 @_built_once
-def with_values(statements: Statements) -> Select[Any]:
+def with_values(statements: JSONStatements) -> Select[Any]:
     """For the given channels of a thread's namespaces: the checkpoints that hold a value of them."""
     table = statements.tables.checkpoints
     given = statements.rows("given", *CHANNELS)
@@ -130,7 +138,7 @@ def with_values(statements: Statements) -> Select[Any]:
 
 
 @_built_once
-def channels_of(statements: Statements) -> Select[Any]:
+def channels_of(statements: JSONStatements) -> Select[Any]:
     """The channels that the given checkpoints of a thread have versions of."""
     table = statements.tables.checkpoints
     versions = statements.entries(table.c.checkpoint, "channel_versions")
@@ -141,7 +149,7 @@ def channels_of(statements: Statements) -> Select[Any]:
     )
 
 
-def _has_value(statements: Statements, table: Any, channel: ColumnElement[str]) -> ColumnElement[bool]:
+def _has_value(statements: JSONStatements, table: Any, channel: ColumnElement[str]) -> ColumnElement[bool]:
     """Whether a checkpoint holds a value of a channel, inline or as a blob."""
     inline = statements.entries(table.c.checkpoint, "channel_values")
     versions = statements.blob_versions(table.c.checkpoint)
@@ -161,41 +169,36 @@ def _has_value(statements: Statements, table: Any, channel: ColumnElement[str]) 
 
 
 @_built_once
-def deletion(statements: Statements) -> Sequence[Executable]:
-    """Delete the doomed checkpoints of a thread, with their writes and the blobs that no other checkpoint names.
-
-    Of dead namespaces, blobs and writes go without asking who names them. A checkpoint that stays and whose parent is
-    deleted is left without a parent. What is neither doomed nor dead is not touched, so what a run stores meanwhile
-    stays, whatever its id; a run's next checkpoint names blobs of its own and of its parent, which is kept.
-    """
+def deletion(statements: JSONStatements) -> Sequence[Executable]:
+    """The statements of `Thread.delete`: of the rows "doomed" and "dead"."""
     return statements.together(
         _delete_blobs(statements), _delete_writes(statements), _clear_parents(statements), _delete_doomed(statements)
     )
 
 
-def _doomed(statements: Statements) -> Select[Any]:
+def _doomed(statements: JSONStatements) -> Select[Any]:
     doomed = statements.rows("doomed", *DOOMED)
     return select(doomed.c.checkpoint_ns, doomed.c.checkpoint_id)
 
 
-def _dead(statements: Statements) -> Select[Any]:
+def _dead(statements: JSONStatements) -> Select[Any]:
     return select(statements.rows("dead", *DEAD).c.checkpoint_ns)
 
 
-def _delete_doomed(statements: Statements) -> Delete:
+def _delete_doomed(statements: JSONStatements) -> Delete:
     table = statements.tables.checkpoints
     key = tuple_(table.c.checkpoint_ns, table.c.checkpoint_id)
     return delete(table).where(_of_thread(table), key.in_(_doomed(statements)))
 
 
-def _delete_writes(statements: Statements) -> Delete:
+def _delete_writes(statements: JSONStatements) -> Delete:
     table = statements.tables.writes
     key = tuple_(table.c.checkpoint_ns, table.c.checkpoint_id)
     is_dead = table.c.checkpoint_ns.in_(_dead(statements))
     return delete(table).where(_of_thread(table), or_(key.in_(_doomed(statements)), is_dead))
 
 
-def _delete_blobs(statements: Statements) -> Delete:
+def _delete_blobs(statements: JSONStatements) -> Delete:
     table = statements.tables.blobs
     freed = _named_blobs(statements, doomed=True).except_(_named_blobs(statements, doomed=False))
     key = tuple_(table.c.checkpoint_ns, table.c.channel, table.c.version)
@@ -203,7 +206,7 @@ def _delete_blobs(statements: Statements) -> Delete:
     return delete(table).where(_of_thread(table), or_(key.in_(freed), is_dead))
 
 
-def _named_blobs(statements: Statements, *, doomed: bool) -> Select[Any]:
+def _named_blobs(statements: JSONStatements, *, doomed: bool) -> Select[Any]:
     """The blobs that the thread's checkpoints name: the doomed ones, or all others."""
     table = statements.tables.checkpoints.alias()
     versions = statements.blob_versions(table.c.checkpoint)
@@ -216,7 +219,7 @@ def _named_blobs(statements: Statements, *, doomed: bool) -> Select[Any]:
     )
 
 
-def _clear_parents(statements: Statements) -> Update:
+def _clear_parents(statements: JSONStatements) -> Update:
     table = statements.tables.checkpoints
     parent = tuple_(table.c.checkpoint_ns, table.c.parent_checkpoint_id)
     key = tuple_(table.c.checkpoint_ns, table.c.checkpoint_id)
@@ -230,21 +233,21 @@ def _clear_parents(statements: Statements) -> Update:
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
-def _is_of_runs(statements: Statements, table: Table) -> ColumnElement[bool]:
+def _is_of_runs(statements: JSONStatements, table: Table) -> ColumnElement[bool]:
     # The expression of the index checkpoints_run_id_idx.
     runs = statements.rows("runs", "run_id")
     return statements.json_text(table.c.metadata, "run_id").in_(select(runs.c.run_id))
 
 
 @_built_once
-def threads_of_runs(statements: Statements) -> Select[Any]:
+def threads_of_runs(statements: JSONStatements) -> Select[Any]:
     """The threads in which the given runs stored checkpoints."""
     table = statements.tables.checkpoints
     return select(table.c.thread_id).distinct().where(_is_of_runs(statements, table))
 
 
 @_built_once
-def checkpoints_of_runs(statements: Statements) -> Select[Any]:
+def checkpoints_of_runs(statements: JSONStatements) -> Select[Any]:
     """The checkpoints of a thread that the given runs stored."""
     table = statements.tables.checkpoints
     return select(table.c.checkpoint_ns, table.c.checkpoint_id).where(_of_thread(table), _is_of_runs(statements, table))
@@ -254,14 +257,14 @@ def checkpoints_of_runs(statements: Statements) -> Select[Any]:
 
 
 @_built_once
-def any_row(statements: Statements) -> CompoundSelect[Any]:
+def any_row(statements: JSONStatements) -> CompoundSelect[Any]:
     """At least one row if anything is stored for a thread."""
     tables = (statements.tables.checkpoints, statements.tables.blobs, statements.tables.writes)
     return union_all(*(select(exists().where(_of_thread(table))) for table in tables))
 
 
 @_built_once
-def copy(statements: Statements) -> Sequence[Executable]:
+def copy(statements: JSONStatements) -> Sequence[Executable]:
     """Copy every row of a thread to another, inside the database."""
     tables = (statements.tables.blobs, statements.tables.writes, statements.tables.checkpoints)
     return statements.together(*(_copy_rows(table) for table in tables))
@@ -276,23 +279,14 @@ def _copy_rows(table: Table) -> Insert:
 # ----------------------------------------------------------------------------------------------------- delta channels
 
 
-def delta_history(statements: Statements, parameters: dict[str, Any], *, latest: bool) -> Call:
-    """Walk from a checkpoint's parent to each channel's nearest stored value, or to the root.
-
-    The rows are of three kinds (`RowKind`): an ANCESTOR for each step and channel, `version` START for the first one,
-    with `idx` 1 and the checkpoint's JSON where the value is; a BLOB, for a value that is one; and a WRITE for each
-    write to a channel on its path.
+@_built_once
+def delta_history(statements: JSONStatements, *, latest: bool) -> Executable:
+    """The statement of `Strategy.delta_history`.
 
     Args:
-        statements: The strategy.
-        parameters: thread, namespace, checkpoint unless `latest`, and the rows "channels" (channel).
+        statements: The strategy. Parameters: thread, namespace, checkpoint unless `latest`, and the rows "channels".
         latest: Whether to start at the namespace's latest checkpoint.
     """
-    return Call(_delta_history(statements, latest), parameters)
-
-
-@_built_once
-def _delta_history(statements: Statements, latest: bool) -> Executable:
     path = _path(statements, latest)
     checkpoints, blobs, writes = statements.tables.checkpoints, statements.tables.blobs, statements.tables.writes
 
@@ -336,7 +330,7 @@ def _delta_history(statements: Statements, latest: bool) -> Executable:
     return union_all(ancestors, seeds, deltas)
 
 
-def _path(statements: Statements, latest: bool) -> Any:
+def _path(statements: JSONStatements, latest: bool) -> Any:
     """Each channel's ancestors, as far as they are needed.
 
     It follows parent links, never the order of ids, which is another where clocks differ. UNION drops a row that has

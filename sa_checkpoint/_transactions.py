@@ -57,7 +57,7 @@ def savepoint(connection: Connection, *, writes: bool) -> Iterator[None]:
     else:
         # Python's sqlite3 waits for the first INSERT, UPDATE or DELETE. A SAVEPOINT before that would be a transaction
         # of its own, and its RELEASE a COMMIT (https://www.sqlite.org/lang_savepoint.html).
-        if connection.dialect.name == "sqlite" and not _is_in_transaction(connection):
+        if connection.dialect.name == "sqlite" and not is_in_transaction(connection):
             _execute(connection, _begin(connection))
         with connection.begin_nested():
             yield
@@ -78,14 +78,14 @@ def begin_immediately(connection: Connection) -> None:
 
     One that reads first could not write after another writer.
     """
-    if _is_in_transaction(connection):
+    if is_in_transaction(connection):
         _execute(connection, "COMMIT")
     _execute(connection, _begin(connection))
 
 
 def _is_autocommit(connection: Connection) -> bool:
     """Whether the driver commits each statement."""
-    if _is_in_transaction(connection):
+    if is_in_transaction(connection):
         return False  # an application may have sent a BEGIN itself
     driver = _driver_connection(connection)
     if connection.dialect.name == "sqlite":
@@ -94,16 +94,20 @@ def _is_autocommit(connection: Connection) -> bool:
     level = connection.get_execution_options().get("isolation_level")
     if level is not None:
         return bool(level == "AUTOCOMMIT")
+    if hasattr(driver, "get_autocommit"):  # those of MySQL
+        return bool(driver.get_autocommit())
     return getattr(connection.connection.dbapi_connection, "autocommit", None) is True
 
 
-def _is_in_transaction(connection: Connection) -> bool:
+def is_in_transaction(connection: Connection) -> bool:
     """Whether the driver knows of a transaction; what SQLAlchemy has begun may begin with the next statement only."""
     driver = _driver_connection(connection)
     if hasattr(driver, "in_transaction"):  # sqlite3, aiosqlite
         return bool(driver.in_transaction)
     if hasattr(driver, "is_in_transaction"):  # asyncpg
         return bool(driver.is_in_transaction())
+    if hasattr(driver, "get_transaction_status"):  # those of MySQL
+        return bool(driver.get_transaction_status())
     # psycopg, psycopg2; libpq's PQTRANS_IDLE is 0
     return bool(getattr(getattr(driver, "info", None), "transaction_status", 0))
 
@@ -115,7 +119,7 @@ def _begin(connection: Connection) -> str:
 
 def _roll_back(connection: Connection) -> None:
     """Roll back what is left, and let the error that led here be the one that is seen."""
-    if not connection.invalidated and _is_in_transaction(connection):
+    if not connection.invalidated and is_in_transaction(connection):
         with suppress(DBAPIError):
             _execute(connection, "ROLLBACK")
 

@@ -20,15 +20,29 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 # The plain names a DSN can start with, and the driver each means. SQLAlchemy itself reads `postgresql://` as psycopg2
-# in 2.0 and as psycopg in 2.1, and does not know libpq's `postgres://`.
-_SYNC_DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "sqlite": "sqlite"}
-_ASYNC_DRIVERS = _SYNC_DRIVERS | {"sqlite": "sqlite+aiosqlite", "sqlite+pysqlite": "sqlite+aiosqlite"}
+# in 2.0 and as psycopg in 2.1, does not know libpq's `postgres://`, and reads `mysql://` as mysqlclient.
+_SYNC_DRIVERS = {
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
+_ASYNC_DRIVERS = _SYNC_DRIVERS | {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+pysqlite": "sqlite+aiosqlite",
+    "mysql": "mysql+asyncmy",
+    "mysql+pymysql": "mysql+asyncmy",
+    "mariadb": "mariadb+asyncmy",
+    "mariadb+pymysql": "mariadb+asyncmy",
+}
 
 _EXTRAS = {
     "psycopg": "postgres",
     "psycopg2": "psycopg2",
     "asyncpg": "asyncpg",
     "aiosqlite": "sqlite-async",
+    "pymysql": "mysql",
+    "asyncmy": "mysql-async",
     "greenlet": "asyncio",
 }
 

@@ -36,7 +36,7 @@ class ThreadExists(CheckpointerError, ValueError):
 
 
 class UnsupportedDatabase(CheckpointerError, NotImplementedError):
-    """The engine's dialect is not one that this version has statements for."""
+    """The database, or the way it is connected to, cannot hold checkpoints as they are."""
 
 
 class MissingDriver(CheckpointerError, ImportError):
@@ -59,12 +59,14 @@ class MigrationUnderWay(CheckpointerError, RuntimeError):
     """Alembic is running already in this process, and cannot run a second migration inside the first."""
 
 
-# SQLSTATE: undefined_table, undefined_column
-# (https://www.postgresql.org/docs/current/errcodes-appendix.html).
-_POSTGRESQL_UNDEFINED = frozenset({"42P01", "42703"})
-_POSTGRESQL_UNIQUE_VIOLATION = "23505"
-# serialization_failure, deadlock_detected
-_POSTGRESQL_TRANSIENT = frozenset({"40001", "40P01"})
+# By what a database says: SQLSTATE for PostgreSQL (https://www.postgresql.org/docs/current/errcodes-appendix.html), the
+# error's number for MySQL and MariaDB (https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html).
+# undefined_table, undefined_column; ER_NO_SUCH_TABLE, ER_BAD_FIELD_ERROR
+_UNDEFINED = frozenset({"42P01", "42703", 1146, 1054})
+# unique_violation; ER_DUP_ENTRY
+_DUPLICATE = frozenset({"23505", 1062})
+# serialization_failure, deadlock_detected; ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT, ER_CHECKREAD
+_TRANSIENT = frozenset({"40001", "40P01", 1213, 1205, 1020})
 _SQLITE_UNDEFINED = ("no such table", "no such column", "has no column named")
 
 
@@ -74,23 +76,26 @@ def is_schema_error(error: DBAPIError) -> bool:
     Args:
         error: What SQLAlchemy raised. SQLite has the fact in its message only.
     """
-    code = _sqlstate(error)
+    code = _code(error)
     if code is not None:
-        return code in _POSTGRESQL_UNDEFINED
+        return code in _UNDEFINED
     return any(words in str(error.orig) for words in _SQLITE_UNDEFINED)
 
 
 def is_duplicate(error: DBAPIError) -> bool:
     """Whether the database refused a row because its key is taken."""
-    return _sqlstate(error) == _POSTGRESQL_UNIQUE_VIOLATION or "UNIQUE constraint failed" in str(error.orig)
+    return _code(error) in _DUPLICATE or "UNIQUE constraint failed" in str(error.orig)
 
 
 def is_transient(error: DBAPIError) -> bool:
     """Whether the transaction failed only because of another one at the same time, and may be tried again."""
-    return _sqlstate(error) in _POSTGRESQL_TRANSIENT
+    return _code(error) in _TRANSIENT
 
 
-def _sqlstate(error: DBAPIError) -> str | None:
-    # psycopg and asyncpg say `sqlstate`, psycopg2 says `pgcode`.
+def _code(error: DBAPIError) -> str | int | None:
+    # psycopg and asyncpg say `sqlstate`, psycopg2 says `pgcode`; the drivers of MySQL have a number as first argument.
     code: str | None = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-    return code
+    if code is not None:
+        return code
+    first = next(iter(getattr(error.orig, "args", ())), None)
+    return first if isinstance(first, int) else None

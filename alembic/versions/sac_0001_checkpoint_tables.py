@@ -9,47 +9,45 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import JSONB
 
 from sa_checkpoint import _adoption, _schema
+from sa_checkpoint._types import BLOB, DOCUMENT, TABLE_OPTIONS, TEXT, Default, key
 
 revision: str = "sac_0001"
 down_revision: str | None = None
 branch_labels: tuple[str, ...] = ("sa_checkpoint",)
 depends_on: str | None = None
 
-_JSON = sa.JSON().with_variant(JSONB(), "postgresql")
-
 
 def definitions() -> dict[str, list[sa.Column[Any]]]:
     return {
         "checkpoints": [
-            sa.Column("thread_id", sa.Text, primary_key=True),
-            sa.Column("checkpoint_ns", sa.Text, primary_key=True, server_default=sa.text("''")),
-            sa.Column("checkpoint_id", sa.Text, primary_key=True),
-            sa.Column("parent_checkpoint_id", sa.Text),
-            sa.Column("type", sa.Text),
-            sa.Column("checkpoint", _JSON, nullable=False),
-            sa.Column("metadata", _JSON, server_default=sa.text("'{}'"), nullable=False),
+            sa.Column("thread_id", key("thread_id"), primary_key=True),
+            sa.Column("checkpoint_ns", key("checkpoint_ns"), primary_key=True, server_default=Default("''")),
+            sa.Column("checkpoint_id", key("checkpoint_id"), primary_key=True),
+            sa.Column("parent_checkpoint_id", key("checkpoint_id")),
+            sa.Column("type", TEXT),
+            sa.Column("checkpoint", DOCUMENT, nullable=False),
+            sa.Column("metadata", DOCUMENT, server_default=Default("'{}'"), nullable=False),
         ],
         "checkpoint_blobs": [
-            sa.Column("thread_id", sa.Text, primary_key=True),
-            sa.Column("checkpoint_ns", sa.Text, primary_key=True, server_default=sa.text("''")),
-            sa.Column("channel", sa.Text, primary_key=True),
-            sa.Column("version", sa.Text, primary_key=True),
-            sa.Column("type", sa.Text, nullable=False),
-            sa.Column("blob", sa.LargeBinary),
+            sa.Column("thread_id", key("thread_id"), primary_key=True),
+            sa.Column("checkpoint_ns", key("checkpoint_ns"), primary_key=True, server_default=Default("''")),
+            sa.Column("channel", key("channel"), primary_key=True),
+            sa.Column("version", key("version"), primary_key=True),
+            sa.Column("type", TEXT, nullable=False),
+            sa.Column("blob", BLOB),
         ],
         "checkpoint_writes": [
-            sa.Column("thread_id", sa.Text, primary_key=True),
-            sa.Column("checkpoint_ns", sa.Text, primary_key=True, server_default=sa.text("''")),
-            sa.Column("checkpoint_id", sa.Text, primary_key=True),
-            sa.Column("task_id", sa.Text, primary_key=True),
+            sa.Column("thread_id", key("thread_id"), primary_key=True),
+            sa.Column("checkpoint_ns", key("checkpoint_ns"), primary_key=True, server_default=Default("''")),
+            sa.Column("checkpoint_id", key("checkpoint_id"), primary_key=True),
+            sa.Column("task_id", key("task_id"), primary_key=True),
             sa.Column("idx", sa.Integer, primary_key=True, autoincrement=False),
-            sa.Column("channel", sa.Text, nullable=False),
-            sa.Column("type", sa.Text),
-            sa.Column("blob", sa.LargeBinary, nullable=False),
-            sa.Column("task_path", sa.Text, server_default=sa.text("''"), nullable=False),
+            sa.Column("channel", TEXT, nullable=False),
+            sa.Column("type", TEXT),
+            sa.Column("blob", BLOB, nullable=False),
+            sa.Column("task_path", TEXT, server_default=Default("''"), nullable=False),
         ],
     }
 
@@ -61,7 +59,7 @@ def upgrade() -> None:
     existing = set() if is_offline else _adoption.adopt(definitions())
     for name, columns in definitions().items():
         if name not in existing:
-            op.create_table(name, *columns, schema=schema)
+            op.create_table(name, *columns, schema=schema, **TABLE_OPTIONS)
 
 
 def downgrade() -> None:

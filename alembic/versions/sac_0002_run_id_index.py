@@ -1,4 +1,4 @@
-"""Index checkpoints by the run that stored them.
+"""Index checkpoints by the run that stored them, where an expression can be indexed.
 
 On a large table that is in use, build the index beforehand without blocking writes, and the upgrade takes it as it is:
 
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from sa_checkpoint import _adoption
+from sa_checkpoint.models import RUN_ID_DIALECTS
 
 revision: str = "sac_0002"
 down_revision: str | None = "sac_0001"
@@ -24,6 +25,8 @@ NAME = "checkpoints_run_id_idx"
 
 
 def upgrade() -> None:
+    if op.get_context().dialect.name not in RUN_ID_DIALECTS:
+        return
     if op.get_context().dialect.name == "sqlite":
         run_id = """json_extract(metadata, '$."run_id"')"""
     else:
@@ -46,4 +49,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.drop_index(NAME, "checkpoints", schema=_adoption.schema_of_revision(), if_exists=True)
+    if op.get_context().dialect.name in RUN_ID_DIALECTS:
+        op.drop_index(NAME, "checkpoints", schema=_adoption.schema_of_revision(), if_exists=True)

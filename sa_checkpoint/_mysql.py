@@ -1,0 +1,178 @@
+"""MySQL's and MariaDB's statements: sets of rows cross as one JSON text, so that a statement's text is always the same.
+
+Reading is one statement, as on PostgreSQL. Maintenance is that of `_portable`, which reads what it has to know.
+
+Values cross in Base64. Whatever the server's `sql_mode` is, no driver escapes that wrongly: asyncmy 0.2 escapes bytes
+with backslashes even where the server does not read them so.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    FromClause,
+    Select,
+    Table,
+    Text,
+    case,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+)
+from sqlalchemy.dialects.mysql import insert
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from sa_checkpoint import _codec
+from sa_checkpoint._json import dump_json
+from sa_checkpoint._keys import LENGTHS, MARK, stored_keys
+from sa_checkpoint._portable import PortableStrategy
+from sa_checkpoint._statements import Statements
+from sa_checkpoint._strategy import READ_COLUMNS, Call, Executor, Parameters, ReadShape, Rows, text_parameter
+from sa_checkpoint._tables import Tables
+from sa_checkpoint._types import bytewise, json_to_text
+
+_BLOB = ("channel", "version", "type", "blob")
+_WRITE = ("idx", "channel", "type", "blob")
+
+
+class _JSONTable(FunctionElement[Any]):
+    """`JSON_TABLE` of an array of arrays: each of these is a row of text, and its elements are the columns.
+
+    Its clauses are the JSON, the path of the array as a literal, and the names of the columns.
+    """
+
+    name = "json_table"
+    inherit_cache = True
+
+
+@compiles(_JSONTable)
+def _compile_json_table(element: _JSONTable, compiler: SQLCompiler, **kw: Any) -> str:
+    document, path, *names = (compiler.process(clause, **kw) for clause in element.clauses)
+    type_ = f"LONGTEXT CHARACTER SET utf8mb4 COLLATE {bytewise(compiler.dialect)}"
+    columns = ", ".join(f"{name} {type_} PATH '$[{index}]'" for index, name in enumerate(names))
+    return f"JSON_TABLE({document}, {path} COLUMNS ({columns}))"
+
+
+def _rows(document: ColumnElement[Any], path: str, columns: Sequence[str]) -> FromClause:
+    """The rows of an array of arrays. A column is named like its counterpart here, with an underscore."""
+    names = [f"{column}_" for column in columns]
+    table = _JSONTable(document, literal_column(f"'{path}'"), *(literal_column(name) for name in names))
+    return table.table_valued(*names, joins_implicitly=True)
+
+
+def _row_values(columns: Sequence[str], rows: Sequence[Parameters]) -> Parameters:
+    return {"rows": json.dumps([[_json_value(row[name]) for name in columns] for row in rows])}
+
+
+def _json_value(value: Any) -> Any:
+    return b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+class MySQLStrategy(Statements, PortableStrategy):
+    """One statement for each table that an operation writes to, and one for all that it reads."""
+
+    filters_exactly = False
+
+    def __init__(self, tables: Tables) -> None:
+        super().__init__(tables)
+        self._cached_read_filtered = cache(self._build_read_filtered)
+        self._put_blobs_ = self._insert(tables.blobs, ("thread_id", "checkpoint_ns"), _BLOB)
+        self._put_checkpoint_ = self._build_put_checkpoint()
+        task = ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")
+        self._insert_writes = self._insert(tables.writes, task, _WRITE)
+        self._replace_writes = self._insert(tables.writes, task, _WRITE, replace=("channel", "type", "blob"))
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    def _insert(
+        self, table: Table, keys: Sequence[str], columns: Sequence[str], replace: Sequence[str] = ()
+    ) -> Executable:
+        """INSERT … SELECT of any number of rows that share the key columns given as parameters.
+
+        A row that is there already is set to itself, or to what is replaced. INSERT IGNORE would ignore all errors.
+        """
+        rows = _rows(text_parameter("rows"), "$[*]", columns)
+        values = [rows.c[f"{name}_"] for name in columns[:-1]] + [func.from_base64(rows.c.blob_)]
+        source = select(*(text_parameter(key) for key in keys), *values).select_from(rows)
+        statement = insert(table).from_select([*keys, *columns], source)
+        new = {name: statement.inserted[name] for name in replace}
+        return statement.on_duplicate_key_update(new or {"thread_id": table.c.thread_id})
+
+    def _build_put_checkpoint(self) -> Executable:
+        names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata")
+        statement = insert(self.tables.checkpoints).values({name: text_parameter(name) for name in names})
+        return statement.on_duplicate_key_update({name: statement.inserted[name] for name in names[-2:]})
+
+    def _members(self, checkpoint_ns: str, named: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        members = super()._members(checkpoint_ns, named)
+        return {**members, _codec.NAMED_BLOBS: named} if named else members
+
+    def _put_blobs(self, executor: Executor, row: Parameters, blobs: Sequence[Parameters]) -> None:
+        namespace = {name: row[name] for name in ("thread_id", "checkpoint_ns")}
+        executor.run(Call(self._put_blobs_, {**namespace, **_row_values(_BLOB, blobs)}))
+
+    def _put_checkpoint(self, executor: Executor, row: Parameters) -> None:
+        executor.run(Call(self._put_checkpoint_, row))
+
+    def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
+        statement = self._replace_writes if replace else self._insert_writes
+        executor.run(Call(statement, {**stored_keys(task), **_row_values(_WRITE, writes)}))
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def read(
+        self, executor: Executor, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None
+    ) -> Rows:
+        return super().read(executor, shape, stored_keys(parameters), filter)
+
+    def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
+        return self._cached_read_filtered(shape), {"filter": dump_json("filter", filter)}
+
+    def _build_read_filtered(self, shape: ReadShape) -> Executable:
+        # Other than PostgreSQL's containment, this finds a scalar in an array. It is NULL for JSON that is nested more
+        # deeply than MariaDB reads (32 levels).
+        contained = func.json_contains(json_to_text(self.tables.checkpoints.c.metadata), text_parameter("filter"))
+        one: ColumnElement[int] = literal_column("1")
+        return self._build_read(shape, func.coalesce(contained, one) == one)
+
+    def as_text(self, column: ColumnElement[Any]) -> ColumnElement[str]:
+        return json_to_text(column)
+
+    def json_text(self, column: ColumnElement[Any], *keys: str) -> ColumnElement[str]:
+        path = "".join(f'."{key}"' for key in keys)
+        return func.json_unquote(func.json_extract(column, literal_column(f"'${path}'")), type_=Text())
+
+    def blob_versions(self, column: ColumnElement[Any]) -> FromClause:
+        rows = _rows(column, f"$.{_codec.NAMED_BLOBS}[*]", ("key", "value"))
+        return select(rows.c.key_.label("key"), rows.c.value_.label("value")).select_from(rows).subquery()
+
+    def stored(self, name: str, value: ColumnElement[str]) -> ColumnElement[str]:
+        """`_keys.stored_key` in SQL."""
+        mark: ColumnElement[str] = literal_column(f"'{MARK}'")
+        is_hashed = or_(
+            func.char_length(value) > literal_column(str(LENGTHS[name])),
+            func.left(value, literal_column(str(len(MARK)))) == mark,
+        )
+        return case((is_hashed, func.concat(mark, func.sha2(value, literal_column("256")))), else_=value)
+
+    @cached_property
+    def _nulls(self) -> Mapping[str, ColumnElement[Any]]:
+        # A cast would be to the connection's collation, which columns cannot be in a union with.
+        return dict.fromkeys(READ_COLUMNS, null())
+
+    # --------------------------------------------------------------------------------------------------- maintenance
+
+    def _locking(self, statement: Select[Any]) -> Select[Any]:
+        # Under REPEATABLE READ others see what the transaction saw first.
+        return statement.with_for_update()
