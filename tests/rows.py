@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, create_engine, event, select
 
 from sa_checkpoint import models
-from tests.backends import Client
+from tests.backends import Client, with_sync_driver
 
 TABLES = models.metadata.tables
 
@@ -17,8 +17,7 @@ TABLES = models.metadata.tables
 @contextmanager
 def connection_of(client: Client) -> Iterator[Connection]:
     """A connection of the test's own to the client's database."""
-    sync_driver = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}[client.backend.dialect]
-    engine = create_engine(client.sync_engine.url.set(drivername=sync_driver))
+    engine = create_engine(with_sync_driver(client.sync_engine.url))
     try:
         with engine.begin() as connection:
             yield connection

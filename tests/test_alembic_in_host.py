@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sa_checkpoint import SQLAlchemySaver, migrations, models
 from sa_checkpoint.errors import MigrationUnderWay, SchemaOutOfDate
 from sa_checkpoint.migrations import HEAD, VERSION_TABLE
-from tests.backends import BACKENDS, Backend, Client, Database, saver_on
+from tests.backends import BACKENDS, Backend, Client, Database, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 
 ROOT = Path(__file__).parent.parent
@@ -180,8 +180,7 @@ class Host:
     @contextmanager
     def engine(self) -> Iterator[Engine]:
         """A sync engine on the database."""
-        driver = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}[self.backend.dialect]
-        engine = create_engine(self.url.set(drivername=driver))
+        engine = create_engine(with_sync_driver(self.url))
         try:
             yield engine
         finally:

@@ -30,7 +30,7 @@ from sa_checkpoint.errors import (
     SyncCallOnEventLoop,
     UnsupportedDatabase,
 )
-from tests.backends import Backend, Client, Database, saver_on
+from tests.backends import Backend, Client, Database, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 
 
@@ -326,8 +326,7 @@ async def test_missing_tables_are_an_error_that_names_the_upgrade(empty: Client)
 async def test_tables_older_than_the_code_are_an_error_that_names_the_upgrade(empty: Client) -> None:
     """Tables of langgraph-checkpoint-postgres before its migration 9 have no task_path."""
     await empty.setup()
-    sync_driver = "sqlite" if empty.backend.dialect == "sqlite" else "postgresql+psycopg"
-    engine = create_engine(empty.sync_engine.url.set(drivername=sync_driver))
+    engine = create_engine(with_sync_driver(empty.sync_engine.url))
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE checkpoint_writes DROP COLUMN task_path"))
     engine.dispose()

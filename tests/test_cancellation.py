@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sa_checkpoint import migrations
-from tests.backends import Client, Database, done, saver_on
+from tests.backends import Client, Database, done, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import connection_on, maker_on, session_on, sync_engine_of
 from tests.rows import connection_of, keys_of
@@ -51,8 +51,7 @@ _PAUSE = {
 
 @pytest.fixture(scope="module")
 def database(database: Database) -> Database:
-    driver = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}[database.backend.dialect]
-    engine = create_engine(database.url.set(drivername=driver))
+    engine = create_engine(with_sync_driver(database.url))
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE host (id VARCHAR(64) PRIMARY KEY)"))
         for statement in _PAUSE[database.backend.dialect]:

@@ -19,7 +19,7 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 from sqlalchemy import URL, NullPool, QueuePool, create_engine, func, select, text
 
 from sa_checkpoint import migrations, models
-from tests.backends import BACKENDS, Backend, Client, Database, saver_on
+from tests.backends import BACKENDS, Backend, Client, Database, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 
 Job = Callable[[], Coroutine[Any, Any, Any]]
@@ -85,9 +85,8 @@ def in_thread(job: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
 
 def rows_by_thread(database: Database, prefix: str) -> dict[str, dict[str, int]]:
     """How many rows each table has of each thread that is called so, as another program sees it."""
-    driver = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}[database.backend.dialect]
     counts: dict[str, dict[str, int]] = {}
-    with create_engine(database.url.set(drivername=driver), poolclass=NullPool).connect() as connection:
+    with create_engine(with_sync_driver(database.url), poolclass=NullPool).connect() as connection:
         for name, table in models.metadata.tables.items():
             of_these = table.c.thread_id.startswith(prefix, autoescape=True)
             rows = connection.execute(select(table.c.thread_id, func.count()).where(of_these).group_by("thread_id"))

@@ -33,7 +33,7 @@ from docs.examples.fastapi_app.routes import Services
 from docs.examples.fastapi_app.scripted_model import ScriptedModel
 from docs.examples.fastapi_app.settings import Settings, parse_url
 from sa_checkpoint import metadata
-from tests.backends import BACKENDS, Backend
+from tests.backends import BACKENDS, Backend, with_sync_driver
 
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
@@ -212,8 +212,7 @@ def answer(events: Events) -> str:
 @contextmanager
 def plain_engine(url: URL) -> Iterator[Engine]:
     """An engine of the test's own, to look into the database without the application."""
-    driver = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}[url.get_backend_name()]
-    engine = create_engine(url.set(drivername=driver))
+    engine = create_engine(with_sync_driver(url))
     try:
         yield engine
     finally:

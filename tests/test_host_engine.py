@@ -50,7 +50,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sa_checkpoint import migrations
 from sa_checkpoint.errors import ThreadExists
-from tests.backends import BACKENDS, Backend, Client, Database, done, entered, saver_on
+from tests.backends import BACKENDS, Backend, Client, Database, done, entered, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import sync_engine_of
 from tests.rows import TABLES, connection_of, keys_of
@@ -84,8 +84,7 @@ UNSTORABLE, UNDELETABLE, DEADLY = "no insert", "no delete", "deadly"
 
 def refuse_some_threads(database: Database) -> None:
     """Let every operation on these threads fail at its last table."""
-    driver = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}[database.backend.dialect]
-    engine = create_engine(database.url.set(drivername=driver))
+    engine = create_engine(with_sync_driver(database.url))
     conditions = [
         ("INSERT", "checkpoints", f"NEW.thread_id LIKE '%{UNSTORABLE}'"),
         ("DELETE", "checkpoints", f"OLD.thread_id LIKE '%{UNDELETABLE}'"),

@@ -30,7 +30,7 @@ from sa_checkpoint import SQLAlchemySaver, migrations, models
 from sa_checkpoint.errors import SchemaOutOfDate, SyncCallOnEventLoop
 from sa_checkpoint.migrations import VERSION_TABLE, aupgrade, check, downgrade, script_location, upgrade
 from sa_checkpoint.migrations import alembic_config as our_config
-from tests.backends import BACKENDS, Backend, Client, Database, saver_on
+from tests.backends import BACKENDS, Backend, Client, Database, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +119,7 @@ def test_the_command_takes_the_url_of_an_async_engine(backend: Backend, new_url:
     run = run_alembic("-x", f"url={plain(url)}", "upgrade", "head")
 
     assert run.returncode == 0, run.stderr
-    engine = create_engine(url.set(drivername="sqlite" if backend.dialect == "sqlite" else "postgresql+psycopg"))
+    engine = create_engine(with_sync_driver(url))
     assert tables(engine) == OUR_TABLES
     engine.dispose()
 

@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,7 +32,8 @@ from sqlalchemy.sql import quoted_name
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver, migrations, models
 from sa_checkpoint import _thread_statements as thread_statements
-from sa_checkpoint._execution import statements_for
+from sa_checkpoint._execution import strategy_for
+from sa_checkpoint._sql_strategy import SQLStrategy
 from sa_checkpoint.errors import InvalidSchema, SchemaOutOfDate
 from sa_checkpoint.migrations import HEAD, VERSION_TABLE, alembic_config
 from tests.backends import BACKENDS, Backend, Client, Database, done, entered, saver_on
@@ -600,10 +602,12 @@ async def test_so_is_any_other_identifier(database: Database, schema: str) -> No
 
 def test_the_statements_of_schemas_that_are_not_used_any_more_are_freed() -> None:
     """An application may have a schema for each of thousands of tenants."""
-    statements_for.cache_clear()
-    found = [statements_for(dialect, f"tenant {number}") for dialect in ("postgresql", "sqlite") for number in range(2)]
-    for statements in found:
+    strategy_for.cache_clear()
+    found = [strategy_for(dialect, f"tenant {number}") for dialect in ("postgresql", "sqlite") for number in range(2)]
+    for strategy in found:
+        assert isinstance(strategy, SQLStrategy)
         for build in (
+            thread_statements.delete_thread,
             thread_statements.outline,
             thread_statements.with_sends,
             thread_statements.with_values,
@@ -613,14 +617,13 @@ def test_the_statements_of_schemas_that_are_not_used_any_more_are_freed() -> Non
             thread_statements.checkpoints_of_runs,
             thread_statements.any_row,
             thread_statements.copy,
+            partial(thread_statements.delta_history, latest=True),
         ):
-            assert build(statements) is build(statements)
-        one, other = (thread_statements.delta_history(statements, {}, latest=True).statement for _ in range(2))
-        assert one is other
-    kept = [weakref.ref(statements) for statements in found]
+            assert build(strategy) is build(strategy)
+    kept = [weakref.ref(strategy) for strategy in found]
 
-    del found, statements, one, other
-    statements_for.cache_clear()
+    del found, strategy
+    strategy_for.cache_clear()
     gc.collect()
 
     assert [reference() for reference in kept] == [None] * 4

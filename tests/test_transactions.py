@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
 from sa_checkpoint._turns import turn
 from sa_checkpoint.errors import ThreadExists
-from tests.backends import Client, Database, done, entered, saver_on
+from tests.backends import Client, Database, done, entered, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import connection_on, engine_on, session_on
 from tests.rows import connection_of, keys_of, statements_of
@@ -49,8 +49,7 @@ _REFUSAL = {
 @pytest.fixture(scope="module")
 def database(database: Database) -> Database:
     """A database with the application's table beside ours, that refuses checkpoints of some threads."""
-    driver = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}[database.backend.dialect]
-    engine = create_engine(database.url.set(drivername=driver))
+    engine = create_engine(with_sync_driver(database.url))
     Base.metadata.create_all(engine)
     with engine.begin() as connection:
         for statement in _REFUSAL[database.backend.dialect]:
