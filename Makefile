@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 FLOOR := .venv-floor
-EXTRAS := postgres,psycopg2,asyncpg,sqlite-async,cli
+EXTRAS := postgres,psycopg2,asyncpg,mysql,mysql-async,sqlite-async,cli
 URL ?= sqlite:///checkpoints.db
 QUICKSTART ?=
 
