@@ -22,20 +22,21 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from sa_checkpoint import _codec, _history, _maintenance, _operations, _revision
+from sa_checkpoint import _codec, _history, _maintenance, _operations, _revision, _turns
 from sa_checkpoint._binds import Bind
 from sa_checkpoint._cancellation import Cancellation
-from sa_checkpoint._execution import Operation
+from sa_checkpoint._execution import Operation, strategy_for
 from sa_checkpoint._operations import Listing
 from sa_checkpoint._schema import check_schema
 from sa_checkpoint.errors import SchemaOutOfDate, is_schema_error, is_transient
 
 T = TypeVar("T")
 
-# Isolation levels above PostgreSQL's default let one of two concurrent transactions fail.
-_ATTEMPTS = 10
+# Isolation levels above PostgreSQL's default let one of two concurrent transactions fail, and InnoDB's are often in a
+# deadlock when they insert the same rows.
+_ATTEMPTS = 15
 
 
 class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
@@ -76,7 +77,6 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
 
         Raises:
             SchemaOutOfDate: A table or column is missing.
-            UnsupportedDatabase: There are no statements for this database.
         """
         for attempt in range(_ATTEMPTS):
             connection: Connection | None = None
@@ -86,10 +86,16 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
             except DBAPIError as error:
                 if is_schema_error(error):
                     raise self._out_of_date(error, cancellation) from error
-                is_ours = connection is not None and connection.closed
-                if attempt == _ATTEMPTS - 1 or not is_ours or not is_transient(error):
+                if attempt == _ATTEMPTS - 1 or connection is None or not self._may_try_again(connection, error):
                     raise
+            _turns.pause(attempt, is_async=self._bind.is_async)
         raise AssertionError("unreachable")
+
+    def _may_try_again(self, connection: Connection, error: DBAPIError) -> bool:
+        if isinstance(error, IntegrityError):
+            # Also in a transaction of the caller's, which the savepoint has left as it was.
+            return strategy_for(connection.dialect.name, self._schema).looks_first
+        return connection.closed and is_transient(error)
 
     def _out_of_date(self, error: DBAPIError, cancellation: Cancellation) -> SchemaOutOfDate:
         with self._bind.connect(cancellation, writes=False) as connection:

@@ -83,6 +83,7 @@ class MySQLStrategy(Statements, PortableStrategy):
     """One statement for each table that an operation writes to, and one for all that it reads."""
 
     filters_exactly = False
+    looks_first = False
 
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)

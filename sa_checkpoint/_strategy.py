@@ -161,6 +161,12 @@ class Strategy(ABC):
     filters_exactly: ClassVar[bool]
     """Whether `read` returns no checkpoint but those that fit the filter."""
 
+    looks_first: ClassVar[bool] = False
+    """Whether rows are inserted because they were not there, so that the database refuses one that comes in between.
+
+    The operation can then be done again.
+    """
+
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
 

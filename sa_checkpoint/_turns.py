@@ -1,8 +1,10 @@
-"""Taking turns on a single connection, whichever savers and threads or tasks work on it."""
+"""Waiting: for one's turn on a single connection, whichever savers and threads or tasks work on it, and for others."""
 
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from threading import Lock, RLock
@@ -50,3 +52,22 @@ def async_turn(key: Any) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+# Long enough in the end for some dozens of transactions on the same rows to come one after another.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.25
+
+
+def pause(attempt: int, *, is_async: bool) -> None:
+    """Let the transaction that was in the way come to its end: the longer, the more often that has happened.
+
+    Args:
+        attempt: How many attempts have failed.
+        is_async: Whether this runs inside SQLAlchemy's `greenlet_spawn`.
+    """
+    # Of any length up to that, so that those who were in each other's way do not meet again.
+    seconds = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * random.random()  # noqa: S311 (not a secret)
+    if is_async:
+        await_only(asyncio.sleep(seconds))
+    else:
+        time.sleep(seconds)
