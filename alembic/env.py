@@ -75,7 +75,7 @@ def run_offline() -> None:
 
 
 def run_on(bind: Engine | Connection) -> None:
-    with warnings.catch_warnings(), _alembic.transaction(bind) as connection:
+    with warnings.catch_warnings(), _alembic.transaction(bind, SCHEMA) as connection:
         # Of our own index, which SQLAlchemy cannot see on SQLite.
         warnings.filterwarnings("ignore", ".*expression-based index '?checkpoints_run_id_idx")
         schema = schema_in(connection, SCHEMA)

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from alembic import op
-from sqlalchemy import Column, Connection, Inspector, MetaData, Table, Text, Unicode, inspect, select, text
+from sqlalchemy import Column, Connection, Inspector, MetaData, Table, Text, Unicode, inspect, select
 
 from sa_checkpoint._schema import check_schema, current_schema, schema_in
-from sa_checkpoint._types import MYSQL
+from sa_checkpoint._types import MYSQL, Default
 from sa_checkpoint.errors import SchemaMismatch
 
 _LOG = logging.getLogger("alembic.sa_checkpoint")
@@ -95,14 +95,17 @@ def _note(names: set[str]) -> None:
 
 
 def adopted() -> set[str]:
-    """The tables that `adopt` found, which are not ours to drop; the note of it is dropped."""
+    """The tables that `adopt` found, which are not ours to drop."""
     connection = op.get_bind()
     if not inspect(connection).has_table(NOTE, schema=_schema(connection)):
         return set()
     note = Table(NOTE, MetaData(), Column("table_name", _NAME), schema=schema_of_revision())
-    names = set(connection.scalars(select(note.c.table_name)))
-    op.drop_table(NOTE, schema=schema_of_revision())
-    return names
+    return set(connection.scalars(select(note.c.table_name)))
+
+
+def forget() -> None:
+    """Drop the note of what was adopted: last of all, for a downgrade that fails halfway on MySQL is run again."""
+    op.drop_table(NOTE, schema=schema_of_revision(), if_exists=True)
 
 
 def has_index(table: str, name: str) -> bool:
@@ -119,7 +122,7 @@ def _schema(connection: Connection) -> str | None:
 def _complete(table: Table, found: dict[str, Any]) -> None:
     for column in table.columns:
         if column.name not in found:  # task_path, by what _differences lets pass
-            task_path = Column(column.name, column.type, server_default=text("''"), nullable=False)
+            task_path = Column(column.name, column.type, server_default=Default("''"), nullable=False)
             op.add_column(table.name, task_path, schema=schema_of_revision())
             _LOG.info("Added the column %s to %s", column.name, table.name)
         elif _may_become_nullable(column, found[column.name]):

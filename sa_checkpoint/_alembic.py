@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,7 +19,7 @@ from sqlalchemy.util import greenlet_spawn
 from sa_checkpoint import _transactions
 from sa_checkpoint._binds import Bind, async_bind, running_loop, sync_bind
 from sa_checkpoint._cancellation import Cancellation, finished
-from sa_checkpoint._schema import check_schema
+from sa_checkpoint._schema import check_schema, schema_in
 from sa_checkpoint._types import MYSQL
 from sa_checkpoint.errors import InvalidBind, MigrationUnderWay, SyncCallOnEventLoop
 
@@ -107,8 +107,9 @@ def _run(bind: Bind, schema: str | None, job: Job, cancellation: Cancellation) -
     Waiting in the database while holding the process's lock would be for ever where the one who holds the database's
     lock, in a transaction of its own, wants the process's once more.
     """
+    schema = check_schema(schema)
     try:
-        with bind.migrating(cancellation) as target, transaction(target, waits=False) as connection:
+        with bind.migrating(cancellation) as target, transaction(target, schema, waits=False) as connection:
             job(alembic_config(connection, schema=schema))
             cancellation.check()
     except _AnotherMigration:
@@ -168,77 +169,96 @@ class _AnotherMigration(Exception):
 
 
 @contextmanager
-def transaction(bind: Engine | Connection, *, waits: bool = True) -> Iterator[Connection]:
+def transaction(bind: Engine | Connection, schema: str | None, *, waits: bool = True) -> Iterator[Connection]:
     """A Connection in a transaction in which no other process migrates this database; `env.py` works in it.
 
     Args:
         bind: An Engine, on which the transaction is committed at the end; or a Connection, on which it is not, and
-            which is as it was before if the migration fails.
+            which is as it was before if the migration fails. MySQL has no such transactions.
+        schema: The schema of the checkpoint tables.
         waits: Whether to wait in the database for another migration to end.
     """
     if isinstance(bind, Connection):
-        with _callers(bind), _lock(bind, waits=waits):
+        with _callers(bind, schema, waits=waits):
             yield bind
         return
     dialect = bind.dialect.name
     # Whatever the application has set, a server-side cursor is for queries only.
-    with bind.connect().execution_options(**_transactions.BUFFERED) as connection, ExitStack() as stack:
+    with bind.connect().execution_options(**_transactions.BUFFERED) as connection:
+        if dialect in MYSQL:
+            with _without_transaction(connection, schema, waits=waits):
+                yield connection
+            return
         if dialect == "postgresql" and _transactions.has_isolation_level(connection):
             # SQLAlchemy goes back to it afterwards; and a host's listener may query before a level could be set.
             connection.execution_options(isolation_level="READ COMMITTED")
-        if dialect in MYSQL:
-            # The lock is the session's, and has to be held until what the migration has done is committed.
-            stack.enter_context(_lock(connection, waits=waits))
-            connection.commit()
-        # Elsewhere it goes with the transaction, so there has to be one in autocommit, too.
+        # The lock goes with the transaction, so there has to be one in autocommit, too.
         with connection.begin(), _transactions.whole(connection, writes=True):
             if dialect == "postgresql":
                 # What others did while we waited for the lock has to be seen, which REPEATABLE READ would not.
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-                stack.enter_context(_lock(connection, waits=waits))
+                _lock(connection, waits=waits)
             elif dialect == "sqlite":
                 _transactions.begin_immediately(connection)
             yield connection
 
 
-def _callers(connection: Connection) -> AbstractContextManager[None]:
+@contextmanager
+def _callers(connection: Connection, schema: str | None, *, waits: bool) -> Iterator[None]:
     """Work in a transaction of the caller's, and leave it as it was if the migration fails.
 
     Raises:
         InvalidBind: The database would commit it.
     """
     if connection.dialect.name not in MYSQL:
-        return _transactions.savepoint(connection, writes=True)
+        with _transactions.savepoint(connection, writes=True):
+            if connection.dialect.name == "postgresql":
+                _lock(connection, waits=waits)
+            yield
+        return
     if _transactions.is_in_transaction(connection):
         raise InvalidBind(
             "This connection is in a transaction, and MySQL and MariaDB commit one with every CREATE TABLE: commit or "
             "roll it back first, or migrate on the Engine."
         )
-    return nullcontext()
+    with _without_transaction(connection, schema, waits=waits):
+        yield
 
 
-@contextmanager
-def _lock(connection: Connection, *, waits: bool) -> Iterator[None]:
-    """Hold the database's lock: on PostgreSQL until the transaction ends. SQLite's transactions have it anyway.
+def _lock(connection: Connection, *, waits: bool) -> None:
+    """Take PostgreSQL's lock until the transaction ends. SQLite's transactions have it anyway.
 
     Raises:
         _AnotherMigration: It is not free, and nobody waits.
     """
-    if connection.dialect.name == "postgresql":
-        key = literal(_ADVISORY_LOCK, BigInteger)
-        if waits:
-            connection.execute(select(func.pg_advisory_xact_lock(key)))
-        elif not connection.scalar(select(func.pg_try_advisory_xact_lock(key))):
-            raise _AnotherMigration
-    if connection.dialect.name not in MYSQL:
-        yield
-        return
+    key = literal(_ADVISORY_LOCK, BigInteger)
+    if waits:
+        connection.execute(select(func.pg_advisory_xact_lock(key)))
+    elif not connection.scalar(select(func.pg_try_advisory_xact_lock(key))):
+        raise _AnotherMigration
+
+
+@contextmanager
+def _without_transaction(connection: Connection, schema: str | None, *, waits: bool) -> Iterator[None]:
+    """Work on MySQL or MariaDB, where every CREATE TABLE is a COMMIT: hold a lock, and leave nothing uncommitted.
+
+    Alembic's notes of what it has done belong to that, even if what it did next has failed.
+
+    Raises:
+        _AnotherMigration: The lock is not free, and nobody waits.
+    """
     # Names are the server's, and of at most 64 characters.
-    name = func.sha1(func.concat("sa_checkpoint ", func.coalesce(func.database(), "")))
+    name = func.sha1(func.concat("sa_checkpoint ", func.coalesce(schema_in(connection, schema), func.database(), "")))
     if not connection.scalar(select(func.get_lock(name, _LONG_SECONDS if waits else 0))):
         raise _AnotherMigration
     try:
-        yield
+        # What others did while we waited has to be seen, even if a host's listener has read something before.
+        connection.exec_driver_sql("COMMIT")
+        try:
+            yield
+        finally:
+            if not connection.invalidated:
+                connection.exec_driver_sql("COMMIT")
     finally:
         if not connection.invalidated:
             with suppress(DBAPIError):

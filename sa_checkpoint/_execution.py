@@ -72,8 +72,14 @@ class Operation(Generic[T]):
     writes: bool = True
 
     def execute(self, connection: Connection, schema: str | None = None) -> Any:
-        """Do the work on the tables of a schema; the transaction is the caller's."""
-        return self.work(Transaction(connection, strategy_for(connection.dialect.name, schema)))
+        """Do the work on the tables of a schema; the transaction is the caller's.
+
+        Raises:
+            UnsupportedDatabase: Values would be lost in this database, or on the way to it.
+        """
+        strategy = strategy_for(connection.dialect.name, schema)
+        strategy.check(connection)
+        return self.work(Transaction(connection, strategy))
 
 
 def writing(work: Callable[[Strategy, Transaction], None], result: T) -> Operation[T]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Executable,
     FromClause,
     Select,
@@ -41,6 +42,7 @@ from sa_checkpoint._statements import Statements
 from sa_checkpoint._strategy import READ_COLUMNS, Call, Executor, Parameters, ReadShape, RowKind, Rows, text_parameter
 from sa_checkpoint._tables import Tables
 from sa_checkpoint._types import bytewise, json_to_text
+from sa_checkpoint.errors import UnsupportedDatabase
 
 _BLOB = ("channel", "version", "type", "blob")
 _WRITE = ("idx", "channel", "type", "blob")
@@ -93,6 +95,15 @@ class MySQLStrategy(Statements, PortableStrategy):
         task = ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")
         self._insert_writes = self._insert(tables.writes, task, _WRITE)
         self._replace_writes = self._insert(tables.writes, task, _WRITE, replace=("channel", "type", "blob"))
+
+    def check(self, connection: Connection) -> None:
+        driver_connection: Any = connection.connection.dbapi_connection
+        charset = driver_connection.character_set_name()
+        if charset != "utf8mb4":
+            raise UnsupportedDatabase(
+                f"The connection's character set is {charset}, which does not have every character: add "
+                "?charset=utf8mb4 to the URL of the engine."
+            )
 
     # ------------------------------------------------------------------------------------------------------- writing
 

@@ -20,6 +20,7 @@ from typing import Any
 from langgraph.checkpoint.serde.types import TASKS
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Executable,
     Insert,
     Integer,
@@ -55,6 +56,7 @@ from sa_checkpoint._strategy import (
 )
 from sa_checkpoint._tables import Tables
 from sa_checkpoint._types import json_to_text, text_to_json
+from sa_checkpoint.errors import UnsupportedDatabase
 
 _CHECKPOINT = ("thread_id", "checkpoint_ns", "checkpoint_id")
 _TARGET = (*_CHECKPOINT, "parent_checkpoint_id")
@@ -74,6 +76,13 @@ class PortableStrategy(Strategy):
         self._lookups = Lookups(tables)
         self._targets = cache(self._build_targets)
         self._runs = cache(self._build_runs)
+
+    def check(self, connection: Connection) -> None:
+        if connection.dialect.name == "oracle":
+            raise UnsupportedDatabase(
+                "Oracle keeps an empty text as NULL, and the namespace of a root graph is empty: use another database "
+                "for the checkpoint tables."
+            )
 
     # ------------------------------------------------------------------------------------------------------- writing
 

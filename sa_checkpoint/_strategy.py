@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from sqlalchemy import BindParameter, Executable, Integer, LargeBinary, Text, bindparam
+from sqlalchemy import BindParameter, Connection, Executable, Integer, LargeBinary, Text, bindparam
 
 from sa_checkpoint._tables import Tables
 
@@ -169,6 +169,13 @@ class Strategy(ABC):
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
+
+    def check(self, connection: Connection) -> None:  # noqa: B027 (most connections will do)
+        """Refuse a connection over which values would be lost.
+
+        Raises:
+            UnsupportedDatabase: The message says what has to be different.
+        """
 
     @abstractmethod
     def put(

@@ -7,11 +7,13 @@ On a connection in autocommit, where every statement is committed by itself, it 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
+
+from sa_checkpoint.errors import is_transient
 
 # Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
 # no statement that writes can have.
@@ -59,8 +61,16 @@ def savepoint(connection: Connection, *, writes: bool) -> Iterator[None]:
         # of its own, and its RELEASE a COMMIT (https://www.sqlite.org/lang_savepoint.html).
         if connection.dialect.name == "sqlite" and not is_in_transaction(connection):
             _execute(connection, _begin(connection))
-        with connection.begin_nested():
+        nested = connection.begin_nested()
+        try:
             yield
+        except BaseException as error:
+            # In a deadlock MySQL has rolled back all of the transaction, and there is no savepoint any more.
+            is_gone = isinstance(error, DBAPIError) and is_transient(error)
+            with suppress(DBAPIError) if is_gone else nullcontext():
+                nested.rollback()
+            raise
+        nested.commit()
 
 
 def has_isolation_level(connection: Connection) -> bool:
@@ -106,9 +116,11 @@ def is_in_transaction(connection: Connection) -> bool:
         return bool(driver.in_transaction)
     if hasattr(driver, "is_in_transaction"):  # asyncpg
         return bool(driver.is_in_transaction())
-    if hasattr(driver, "get_transaction_status"):  # those of MySQL
+    if hasattr(driver, "get_transaction_status"):  # asyncmy; psycopg2, whose TRANSACTION_STATUS_IDLE is 0
         return bool(driver.get_transaction_status())
-    # psycopg, psycopg2; libpq's PQTRANS_IDLE is 0
+    if hasattr(driver, "server_status"):  # PyMySQL; 1 is MySQL's SERVER_STATUS_IN_TRANS
+        return bool(driver.server_status & 1)
+    # psycopg; libpq's PQTRANS_IDLE is 0
     return bool(getattr(getattr(driver, "info", None), "transaction_status", 0))
 
 

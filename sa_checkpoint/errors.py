@@ -93,9 +93,10 @@ def is_transient(error: DBAPIError) -> bool:
 
 
 def _code(error: DBAPIError) -> str | int | None:
-    # psycopg and asyncpg say `sqlstate`, psycopg2 says `pgcode`; the drivers of MySQL have a number as first argument.
-    code: str | None = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-    if code is not None:
-        return code
+    # The drivers of MySQL have a number as first argument; their `sqlstate`, where they have one, says less.
     first = next(iter(getattr(error.orig, "args", ())), None)
-    return first if isinstance(first, int) else None
+    if isinstance(first, int):
+        return first
+    # psycopg and asyncpg say `sqlstate`, psycopg2 says `pgcode`.
+    code: str | None = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    return code

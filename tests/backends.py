@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.graph.state import CompiledStateGraph
@@ -39,8 +40,20 @@ class Backend:
         return self.drivername.split("+")[0]
 
     @property
+    def strategy(self) -> str:
+        """Which statements are used."""
+        return "portable" if self.is_portable else self.dialect
+
+    @property
     def has_limited_keys(self) -> bool:
         return self.is_portable or self.dialect == "mysql"
+
+
+def on(*strategies: str) -> pytest.MarkDecorator:
+    """Run a test on the backends with these strategies only."""
+    chosen = [backend for backend in BACKENDS if backend.strategy in strategies]
+    # Indirect, so that the fixtures that are made from a backend are made anew for each.
+    return pytest.mark.parametrize("backend", chosen, ids=lambda backend: backend.id, indirect=True, scope="module")
 
 
 SYNC_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}

@@ -30,8 +30,9 @@ from sa_checkpoint.errors import (
     SyncCallOnEventLoop,
     UnsupportedDatabase,
 )
-from tests.backends import Backend, Client, Database, saver_on, with_sync_driver
+from tests.backends import BACKENDS, Backend, Client, Database, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
+from tests.rows import keys_of
 
 
 @pytest.fixture
@@ -120,10 +121,10 @@ def test_what_is_no_schema_is_refused(schema: Any, tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_database_without_statements_is_refused_at_the_first_call() -> None:
+def test_a_database_that_loses_values_is_refused_at_the_first_call() -> None:
     engine = create_engine("sqlite://", poolclass=StaticPool)
     engine.dialect.name = "oracle"
-    with pytest.raises(UnsupportedDatabase, match="postgresql or sqlite"):
+    with pytest.raises(UnsupportedDatabase, match="Oracle keeps an empty text as NULL"):
         SQLAlchemySaver(engine).get_tuple(config_of("t"))
 
 
@@ -131,7 +132,7 @@ def test_a_database_without_statements_is_refused_at_the_first_call() -> None:
 
 
 def test_an_async_url_for_the_sync_saver_is_sent_to_the_other_class() -> None:
-    for url in ("sqlite+aiosqlite:///a.db", "postgresql+asyncpg://localhost/a"):
+    for url in ("sqlite+aiosqlite:///a.db", "postgresql+asyncpg://localhost/a", "mysql+asyncmy://localhost/a"):
         with pytest.raises(InvalidBind, match="AsyncSQLAlchemySaver"), SQLAlchemySaver.from_conn_string(url):
             pass
 
@@ -157,7 +158,7 @@ def test_what_is_no_url_is_refused_without_showing_its_password(url: str) -> Non
 def test_a_driver_that_we_have_no_extra_for_is_named_too() -> None:
     with (
         pytest.raises(MissingDriver, match='pip install "MySQLdb"'),
-        SQLAlchemySaver.from_conn_string("mysql://u:p@localhost/a"),
+        SQLAlchemySaver.from_conn_string("mysql+mysqldb://u:p@localhost/a"),
     ):
         pass
 
@@ -168,6 +169,8 @@ def test_a_driver_that_we_have_no_extra_for_is_named_too() -> None:
         ("postgresql://localhost/a", "psycopg", "postgres"),
         ("postgres://localhost/a", "psycopg", "postgres"),
         ("postgresql+psycopg2://localhost/a", "psycopg2", "psycopg2"),
+        ("mysql://localhost/a", "pymysql", "mysql"),
+        ("mariadb://localhost/a", "pymysql", "mysql"),
     ],
 )
 def test_a_driver_that_is_not_installed_is_named_with_its_extra(
@@ -186,6 +189,8 @@ def test_a_driver_that_is_not_installed_is_named_with_its_extra(
     [
         ("postgresql+asyncpg://localhost/a", "asyncpg", "asyncpg"),
         ("sqlite:///a.db", "aiosqlite", "sqlite-async"),
+        ("mysql://localhost/a", "asyncmy", "mysql-async"),
+        ("mariadb+pymysql://localhost/a", "asyncmy", "mysql-async"),
         ("postgresql://localhost/a", "greenlet", "asyncio"),
     ],
 )
@@ -236,6 +241,43 @@ async def test_an_identifier_that_no_column_can_hold_is_refused(client: Client, 
         await client.delete_thread(bad)
     with pytest.raises(InvalidConfig, match="task_id"):
         await client.put_writes(config_of("t", "", "1"), [("a", 1)], bad)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [backend for backend in BACKENDS if backend.has_limited_keys],
+    ids=lambda backend: backend.id,
+    indirect=True,
+    scope="module",
+)
+async def test_an_identifier_that_its_column_is_too_short_for_is_refused(client: Client, thread: str) -> None:
+    longest = config_of(thread.ljust(255, "ü"), checkpoint_id="ü" * 128)
+    saved = await client.put(longest, checkpoint_of(id="ü" * 127), {}, {})
+    await client.put_writes(saved, [("a", 1)], "ü" * 128)
+    found = await client.load(saved)
+    assert found.parent_config == longest and found.pending_writes == [("ü" * 128, "a", 1)]
+
+    name, id_ = "ü" * 256, "ü" * 129
+    calls: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
+        ("thread_id", lambda: client.put(config_of(name), checkpoint_of(), {}, {})),
+        ("thread_id", lambda: client.put_writes(config_of(name, "", "1"), [("a", 1)], "task")),
+        ("thread_id", lambda: client.get_tuple(config_of(name))),
+        ("thread_id", lambda: client.list(config_of(name))),
+        ("thread_id", lambda: client.delta_history(config_of(name), ["a"])),
+        ("thread_id", lambda: client.delete_thread(name)),
+        ("thread_id", lambda: client.prune([name])),
+        ("thread_id", lambda: client.copy_thread(name, "t")),
+        ("thread_id", lambda: client.copy_thread(thread, name)),
+        ("checkpoint_id", lambda: client.put(config_of(thread), checkpoint_of(id=id_), {}, {})),
+        ("checkpoint_id", lambda: client.put(config_of(thread, "", id_), checkpoint_of(), {}, {})),
+        ("checkpoint_id", lambda: client.put_writes(config_of(thread, "", id_), [("a", 1)], "task")),
+        ("checkpoint_id", lambda: client.get_tuple(config_of(thread, "", id_))),
+        ("task_id", lambda: client.put_writes(config_of(thread, "", "1"), [("a", 1)], id_)),
+    ]
+    for key, call in calls:
+        with pytest.raises(InvalidConfig, match=rf"{key} has \d+ characters, and keys of this database hold"):
+            await call()
+    assert not any(keys_of(client, thread).values())
 
 
 @pytest.mark.parametrize("bad", [1.5, True, b"t", ["t"]])
@@ -326,6 +368,7 @@ async def test_missing_tables_are_an_error_that_names_the_upgrade(empty: Client)
 async def test_tables_older_than_the_code_are_an_error_that_names_the_upgrade(empty: Client) -> None:
     """Tables of langgraph-checkpoint-postgres before its migration 9 have no task_path."""
     await empty.setup()
+    await empty.put(config_of("t"), checkpoint_of(), {}, {})
     engine = create_engine(with_sync_driver(empty.sync_engine.url))
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE checkpoint_writes DROP COLUMN task_path"))
@@ -349,6 +392,7 @@ def test_an_unreachable_database_raises_sqlalchemys_own_error(tmp_path: Path) ->
         f"sqlite:///{tmp_path}/missing/a.db",
         "postgresql+psycopg2://u@127.0.0.1:9/a",
         "postgresql://u@127.0.0.1:9/a",
+        "mysql://u@127.0.0.1:9/a",
     ):
         with pytest.raises(OperationalError) as raised, SQLAlchemySaver.from_conn_string(url) as saver:
             saver.get_tuple(config_of("t"))

@@ -15,10 +15,10 @@ import pytest
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import INTERRUPT, _DeltaSnapshot
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, Text, cast, create_engine, select, text
 
 from sa_checkpoint import models
-from tests.backends import Backend, Client, Database, saver_on
+from tests.backends import Backend, Client, Database, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 
 KEY = b"0123456789abcdef"
@@ -132,11 +132,11 @@ def fresh(backend: Backend, new_url: Callable[[Backend], URL]) -> Database:
 
 
 def content(database: Database) -> bytes:
-    """All that is stored: SQLite's files as they are, PostgreSQL's columns."""
+    """All that is stored: SQLite's files as they are, the servers' columns."""
     if database.backend.dialect == "sqlite":
         assert database.url.database is not None
         return b"".join(path.read_bytes() for path in sorted(Path(database.url.database).parent.iterdir()))
-    engine = create_engine(database.url.set(drivername="postgresql+psycopg"))
+    engine = create_engine(with_sync_driver(database.url))
     with engine.connect() as connection:
         values = [
             value
@@ -249,11 +249,9 @@ async def test_a_custom_serde_is_given_every_value(fresh: Database) -> None:
         assert found.checkpoint["channel_values"] == values
         assert len(serde.loaded) == len(serde.dumped)
 
-    engine = create_engine(
-        fresh.url.set(drivername={"sqlite": "sqlite"}.get(fresh.backend.dialect, "postgresql+psycopg"))
-    )
+    engine = create_engine(with_sync_driver(fresh.url))
     with engine.connect() as connection:
-        document = connection.execute(text("SELECT CAST(checkpoint AS TEXT) FROM checkpoints")).scalar_one()
+        document = connection.execute(select(cast(models.Checkpoint.checkpoint, Text))).scalar_one()
         tags = connection.execute(text("SELECT type FROM checkpoint_blobs UNION SELECT type FROM checkpoint_writes"))
         assert tags.scalars().all() == ["mine"]
     engine.dispose()

@@ -234,7 +234,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role};
 """
 
 
-@pytest.mark.parametrize("backend", POSTGRESQL, ids=lambda backend: backend.id)
+@pytest.mark.parametrize("backend", POSTGRESQL, ids=lambda backend: backend.id, indirect=True, scope="module")
 async def test_row_level_security_of_a_tenant_set_after_begin(
     backend: Backend, new_url: Callable[[Backend], Any]
 ) -> None:
@@ -268,8 +268,9 @@ async def test_row_level_security_of_a_tenant_set_after_begin(
             await client.prune(["other's"], strategy="delete")
             await client.copy_thread("other's", "stolen")
             assert await client.get_tuple(config_of("stolen")) is None
-            with pytest.raises(DBAPIError, match="row-level security"):
-                # Another tenant's checkpoint cannot be overwritten.
+            # Another tenant's checkpoint cannot be overwritten. Who looks for it first, does not see it.
+            refusal = "duplicate key" if backend.is_portable else "row-level security"
+            with pytest.raises(DBAPIError, match=refusal):
                 await client.put(
                     config_of("other's"),
                     checkpoint_of({"a": ["stolen"]}, id=saved["other"]["configurable"]["checkpoint_id"]),

@@ -43,6 +43,10 @@ _REFUSAL = {
         "CREATE TRIGGER refusal BEFORE INSERT ON checkpoints FOR EACH ROW WHEN (NEW.thread_id LIKE 'refused%') "
         "EXECUTE FUNCTION refuse()",
     ),
+    "mysql": (
+        "CREATE TRIGGER refusal BEFORE INSERT ON checkpoints FOR EACH ROW IF NEW.thread_id LIKE 'refused%' "
+        "THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'; END IF",
+    ),
 }
 
 

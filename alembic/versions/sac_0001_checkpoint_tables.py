@@ -71,4 +71,5 @@ def downgrade() -> None:
     adopted = _adoption.adopted()
     for name in reversed(definitions()):
         if name not in adopted:
-            op.drop_table(name, schema=_adoption.schema_of_revision())
+            op.drop_table(name, schema=_adoption.schema_of_revision(), if_exists=True)
+    _adoption.forget()
