@@ -96,16 +96,21 @@ def _note(names: set[str]) -> None:
 
 def adopted() -> set[str]:
     """The tables that `adopt` found, which are not ours to drop."""
-    connection = op.get_bind()
-    if not inspect(connection).has_table(NOTE, schema=_schema(connection)):
+    if not _has_note():
         return set()
     note = Table(NOTE, MetaData(), Column("table_name", _NAME), schema=schema_of_revision())
-    return set(connection.scalars(select(note.c.table_name)))
+    return set(op.get_bind().scalars(select(note.c.table_name)))
 
 
 def forget() -> None:
-    """Drop the note of what was adopted: last of all, for a downgrade that fails halfway on MySQL is run again."""
-    op.drop_table(NOTE, schema=schema_of_revision(), if_exists=True)
+    """Drop the note of them: last of all, because a downgrade that fails halfway on MySQL is run again."""
+    if _has_note():
+        op.drop_table(NOTE, schema=schema_of_revision())
+
+
+def _has_note() -> bool:
+    connection = op.get_bind()
+    return inspect(connection).has_table(NOTE, schema=_schema(connection))
 
 
 def has_index(table: str, name: str) -> bool:

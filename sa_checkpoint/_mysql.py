@@ -170,6 +170,9 @@ class MySQLStrategy(Statements, PortableStrategy):
     def blob_versions(self, column: ColumnElement[Any]) -> FromClause:
         return _rows(column, f"$.{_codec.NAMED_BLOBS}[*]", ("key", "value"))
 
+    def version_text(self, value: ColumnElement[Any]) -> ColumnElement[str]:
+        return value  # a cast would be to the connection's collation, to which "a " may be "A"
+
     def stored(self, name: str, value: ColumnElement[str]) -> ColumnElement[str]:
         """`_keys.stored_key` in SQL."""
         mark: ColumnElement[str] = literal_column(f"'{MARK}'")

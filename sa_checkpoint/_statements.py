@@ -69,7 +69,7 @@ class Statements(Strategy):
     def blob_versions(self, column: ColumnElement[Any]) -> FromClause:
         """For each channel of a checkpoint the version of its blob: `_codec.blob_versions_of`, in SQL.
 
-        Columns: `key`, and `value`, which is text when it is cast to text.
+        Columns: `key`, and `value`, of which `version_text` makes text.
         """
 
     @abstractmethod
@@ -79,6 +79,10 @@ class Statements(Strategy):
     def as_text(self, column: ColumnElement[Any]) -> ColumnElement[str]:
         """A JSON column as text."""
         return cast(column, Text)
+
+    def version_text(self, value: ColumnElement[Any]) -> ColumnElement[str]:
+        """A version in a checkpoint's JSON as text."""
+        return cast(value, Text)
 
     def stored(self, name: str, value: ColumnElement[str]) -> ColumnElement[str]:
         """A channel or version from a checkpoint as the column of this name holds it."""
@@ -163,7 +167,7 @@ class Statements(Strategy):
                 target.c.thread_id,
                 target.c.checkpoint_ns,
                 versions.c.key.label("channel"),
-                cast(versions.c.value, Text).label("version"),
+                self.version_text(versions.c.value).label("version"),
             )
             .distinct()
             .subquery("named")

@@ -27,14 +27,17 @@ Job = Callable[[], Coroutine[Any, Any, Any]]
 POOL = 8
 WORKERS = 32
 ROUNDS = 3
-POSTGRES = [backend for backend in BACKENDS if backend.dialect == "postgresql"]
-on_postgres = pytest.mark.parametrize("backend", POSTGRES, ids=lambda backend: backend.id, scope="module")
-on_async_postgres = pytest.mark.parametrize(
-    "backend", [one for one in POSTGRES if one.is_async], ids=lambda backend: backend.id, scope="module"
-)
-on_async = pytest.mark.parametrize(
-    "backend", [one for one in BACKENDS if one.is_async], ids=lambda backend: backend.id, scope="module"
-)
+
+
+def on(*backends: Backend) -> pytest.MarkDecorator:
+    """Run a test on these backends only."""
+    return pytest.mark.parametrize("backend", backends, ids=lambda backend: backend.id, indirect=True, scope="module")
+
+
+SERVERS = [backend for backend in BACKENDS if backend.dialect != "sqlite"]
+on_servers = on(*SERVERS)
+on_async_servers = on(*(backend for backend in SERVERS if backend.is_async))
+on_async = on(*(backend for backend in BACKENDS if backend.is_async))
 
 
 @asynccontextmanager
@@ -195,35 +198,39 @@ async def test_a_thread_may_be_deleted_while_others_write_to_it(database: Databa
 # ------------------------------------------------------------------------------------------- waiting in the database
 
 
+_WAIT = {
+    "postgresql": "CREATE TRIGGER wait BEFORE INSERT ON {table} FOR EACH ROW WHEN (NEW.thread_id LIKE '{threads}') "
+    "EXECUTE FUNCTION wait({seconds})",
+    "mysql": "CREATE TRIGGER wait_{table} BEFORE INSERT ON {table} FOR EACH ROW "
+    "IF NEW.thread_id LIKE '{threads}' THEN DO SLEEP({seconds}); END IF",
+}
+
+
 @pytest.fixture(scope="module")
 def slow_database(backend: Backend, new_url: Callable[[Backend], URL]) -> Iterator[Database]:
-    """A PostgreSQL that takes a second to store a checkpoint of a thread "slow…", and 0.1 s for a row of "rows…"."""
+    """A server that takes a second to store a checkpoint of a thread "slow…", and 0.1 s for a row of "rows…"."""
     url = new_url(backend)
-    engine = create_engine(url.set(drivername="postgresql+psycopg"))
+    engine = create_engine(with_sync_driver(url))
     migrations.upgrade(engine)
     with engine.begin() as connection:
-        connection.execute(
-            text(
-                "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
-                " $$ BEGIN PERFORM pg_sleep(TG_ARGV[0]::float); RETURN NEW; END $$"
+        if backend.dialect == "postgresql":
+            connection.execute(
+                text(
+                    "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+                    " $$ BEGIN PERFORM pg_sleep(TG_ARGV[0]::float); RETURN NEW; END $$"
+                )
             )
-        )
         for table, threads, seconds in (
             ("checkpoints", "slow%", 1),
             ("checkpoint_blobs", "rows%", 0.1),
             ("checkpoint_writes", "rows%", 0.1),
         ):
-            connection.execute(
-                text(
-                    f"CREATE TRIGGER wait BEFORE INSERT ON {table} FOR EACH ROW"
-                    f" WHEN (NEW.thread_id LIKE '{threads}') EXECUTE FUNCTION wait({seconds})"
-                )
-            )
+            connection.execute(text(_WAIT[backend.dialect].format(table=table, threads=threads, seconds=seconds)))
     engine.dispose()
     yield Database(backend, url)
 
 
-@on_postgres
+@on_servers
 async def test_operations_wait_in_the_database_side_by_side(slow_database: Database) -> None:
     """Known fault elsewhere: a lock in the saver lets one operation at a time use the pool."""
     async with pooled(slow_database) as client:
@@ -238,7 +245,7 @@ async def test_operations_wait_in_the_database_side_by_side(slow_database: Datab
             assert (await client.load(config)).checkpoint["channel_values"] == {"a": [1]}
 
 
-@on_postgres
+@on_servers
 @pytest.mark.parametrize("channels", [("a", "b"), (ERROR, INTERRUPT)], ids=["ordinary writes", "special writes"])
 async def test_the_same_rows_in_another_order_do_not_wait_for_each_other(
     slow_database: Database, thread: str, channels: tuple[str, ...]
@@ -258,7 +265,7 @@ async def test_the_same_rows_in_another_order_do_not_wait_for_each_other(
             await at_once(client, [lambda job=job: job(channels), lambda job=job: job(channels[::-1])])  # type: ignore[misc]
 
 
-@on_async_postgres
+@on_async_servers
 async def test_a_put_cancelled_inside_its_statement_leaves_nothing_and_a_clean_pool(
     slow_database: Database, thread: str
 ) -> None:
@@ -283,7 +290,7 @@ async def test_a_put_cancelled_inside_its_statement_leaves_nothing_and_a_clean_p
         assert (await client.load(saved)).checkpoint["channel_values"] == {"a": [2]}
 
 
-@on_async_postgres
+@on_async_servers
 async def test_a_timeout_of_the_application_ends_an_operation(slow_database: Database, thread: str) -> None:
     slow = f"slow {thread}"
     async with pooled(slow_database) as client:
