@@ -10,7 +10,7 @@ from logging.config import fileConfig
 from typing import Any
 
 from alembic import context
-from sqlalchemy import URL, Connection, Engine, inspect
+from sqlalchemy import URL, Connection, Engine, MetaData, Table, inspect
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.util import greenlet_spawn
 
@@ -18,6 +18,8 @@ from sa_checkpoint import _alembic, _urls
 from sa_checkpoint._revision import VERSION_TABLE
 from sa_checkpoint._schema import check_schema, create_schema, schema_in, schema_of_versions
 from sa_checkpoint._tables import metadata_in
+from sa_checkpoint._types import MYSQL
+from sa_checkpoint.errors import SchemaMismatch
 
 config = context.config
 
@@ -79,14 +81,22 @@ def run_on(bind: Engine | Connection) -> None:
         # Of our own index, which SQLAlchemy cannot see on SQLite.
         warnings.filterwarnings("ignore", ".*expression-based index '?checkpoints_run_id_idx")
         schema = schema_in(connection, SCHEMA)
+        versions = Table(VERSION_TABLE, MetaData(), schema=schema_of_versions(connection, SCHEMA))
+        has_versions = inspect(connection).has_table(VERSION_TABLE, schema=versions.schema)
         configure(
             compared_schema=None if schema == inspect(connection).default_schema_name else schema,
             connection=connection,
-            version_table_schema=schema_of_versions(connection, SCHEMA),
+            version_table_schema=versions.schema,
         )
-        with context.begin_transaction():
-            create_schema(context.get_context(), SCHEMA)
-            context.run_migrations()
+        try:
+            with context.begin_transaction():
+                create_schema(context.get_context(), SCHEMA)
+                context.run_migrations()
+        except SchemaMismatch:
+            # MySQL has committed what Alembic begins with.
+            if connection.dialect.name in MYSQL and not has_versions:
+                versions.drop(connection)
+            raise
 
 
 async def run_async(url: URL) -> None:

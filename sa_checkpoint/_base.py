@@ -30,7 +30,7 @@ from sa_checkpoint._cancellation import Cancellation
 from sa_checkpoint._execution import Operation, strategy_for
 from sa_checkpoint._operations import Listing
 from sa_checkpoint._schema import check_schema
-from sa_checkpoint.errors import SchemaOutOfDate, is_schema_error, is_transient
+from sa_checkpoint.errors import SchemaOutOfDate, is_schema_error, is_transient, may_be_duplicate
 
 T = TypeVar("T")
 
@@ -94,7 +94,8 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
     def _may_try_again(self, connection: Connection, error: DBAPIError) -> bool:
         if isinstance(error, IntegrityError):
             # Also in a transaction of the caller's, which the savepoint has left as it was.
-            return strategy_for(connection.dialect.name, self._schema).looks_first
+            dialect = connection.dialect.name
+            return strategy_for(dialect, self._schema).looks_first and may_be_duplicate(error, dialect)
         return connection.closed and is_transient(error)
 
     def _out_of_date(self, error: DBAPIError, cancellation: Cancellation) -> SchemaOutOfDate:

@@ -15,7 +15,7 @@ from sa_checkpoint._text import is_storable_text
 from sa_checkpoint.errors import InvalidValue
 
 # In JSON text, a float with an exponent, or a string that looks like one.
-_EXPONENT = re.compile(r"\de[+-]?\d")
+_EXPONENT = re.compile(r"\de[+-]\d")
 
 
 def dump_json(what: str, value: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""MySQL's and MariaDB's statements: sets of rows cross as one JSON text, so that a statement's text is always the same.
+"""MySQL's and MariaDB's statements: one for each table that an operation writes to, and one for all that it reads.
 
-Reading is one statement, as on PostgreSQL. Maintenance is that of `_portable`, which reads what it has to know.
+Which blobs a checkpoint has is a list of its own in the JSON, because the keys of an object cannot be made rows.
+Maintenance is that of `_portable`, which reads what it has to know.
 
 Values cross in Base64. Whatever the server's `sql_mode` is, no driver escapes that wrongly: asyncmy 0.2 escapes bytes
 with backslashes even where the server does not read them so.
@@ -8,9 +9,9 @@ with backslashes even where the server does not read them so.
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -19,15 +20,19 @@ from sqlalchemy import (
     Connection,
     Executable,
     FromClause,
+    Integer,
     Select,
     Table,
     Text,
+    and_,
+    bindparam,
     case,
     func,
     literal_column,
     null,
     or_,
     select,
+    union_all,
 )
 from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.ext.compiler import compiles
@@ -44,8 +49,8 @@ from sa_checkpoint._tables import Tables
 from sa_checkpoint._types import bytewise, json_to_text
 from sa_checkpoint.errors import UnsupportedDatabase
 
-_BLOB = ("channel", "version", "type", "blob")
-_WRITE = ("idx", "channel", "type", "blob")
+_ROWS = 16
+"""How many rows a statement inserts at most: each number is a statement of its own to compile."""
 
 
 class _JSONTable(FunctionElement[Any]):
@@ -73,12 +78,16 @@ def _rows(document: ColumnElement[Any], path: str, columns: Sequence[str]) -> Fr
     return table.table_valued(*columns, joins_implicitly=True)
 
 
-def _row_values(columns: Sequence[str], rows: Sequence[Parameters]) -> Parameters:
-    return {"rows": json.dumps([[_json_value(row[name]) for name in columns] for row in rows])}
-
-
-def _json_value(value: Any) -> Any:
+def _sent(value: Any) -> Any:
     return b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def _value(name: str, number: int) -> ColumnElement[Any]:
+    """The parameter for a column of one of several rows."""
+    if name == "idx":
+        return bindparam(f"idx_{number}", type_=Integer())
+    value = text_parameter(f"{name}_{number}")
+    return func.from_base64(value) if name == "blob" else value
 
 
 class MySQLStrategy(Statements, PortableStrategy):
@@ -90,11 +99,8 @@ class MySQLStrategy(Statements, PortableStrategy):
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
         self._cached_read_filtered = cache(self._build_read_filtered)
-        self._put_blobs_ = self._insert(tables.blobs, ("thread_id", "checkpoint_ns"), _BLOB)
         self._put_checkpoint_ = self._build_put_checkpoint()
-        task = ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")
-        self._insert_writes = self._insert(tables.writes, task, _WRITE)
-        self._replace_writes = self._insert(tables.writes, task, _WRITE, replace=("channel", "type", "blob"))
+        self._insert = cache(self._build_insert)
 
     def check(self, connection: Connection) -> None:
         driver_connection: Any = connection.connection.dbapi_connection
@@ -107,19 +113,35 @@ class MySQLStrategy(Statements, PortableStrategy):
 
     # ------------------------------------------------------------------------------------------------------- writing
 
-    def _insert(
-        self, table: Table, keys: Sequence[str], columns: Sequence[str], replace: Sequence[str] = ()
-    ) -> Executable:
-        """INSERT … SELECT of any number of rows that share the key columns given as parameters.
+    def _insert_rows(
+        self, executor: Executor, table: Table, shared: Parameters, rows: Sequence[Parameters], *, replace: bool = False
+    ) -> None:
+        """Insert rows that have some columns in common, or keep or replace those that are there."""
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            values = {f"{name}_{number}": _sent(row[name]) for number, row in enumerate(some) for name in row}
+            statement = self._insert(table, tuple(shared), tuple(some[0]), len(some), replace)
+            executor.run(Call(statement, {**shared, **values}))
 
-        A row that is there already is set to itself, or to what is replaced. INSERT IGNORE would ignore all errors.
+    def _build_insert(
+        self, table: Table, shared: Sequence[str], columns: Sequence[str], rows: int, replace: bool
+    ) -> Executable:
+        """INSERT … SELECT … UNION ALL SELECT …, which SQLAlchemy keeps compiled, as it does not with many VALUES.
+
+        A row that is there already is set to itself, or to what is new. INSERT IGNORE would ignore all errors.
         """
-        rows = _rows(text_parameter("rows"), "$[*]", columns)
-        values = [rows.c[name] for name in columns[:-1]] + [func.from_base64(rows.c.blob)]
-        source = select(*(text_parameter(key) for key in keys), *values).select_from(rows)
-        statement = insert(table).from_select([*keys, *columns], source)
-        new = {name: statement.inserted[name] for name in replace}
-        return statement.on_duplicate_key_update(new or {"thread_id": table.c.thread_id})
+        selects = [
+            select(
+                *(text_parameter(name) for name in shared),
+                *(_value(name, number).label(name) for name in columns),
+            )
+            for number in range(rows)
+        ]
+        source = union_all(*selects) if rows > 1 else selects[0]
+        statement = insert(table).from_select([*shared, *columns], source)
+        if not replace:
+            return statement.on_duplicate_key_update({"thread_id": table.c.thread_id})
+        return statement.on_duplicate_key_update({name: statement.inserted[name] for name in columns if name != "idx"})
 
     def _build_put_checkpoint(self) -> Executable:
         names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata")
@@ -131,20 +153,21 @@ class MySQLStrategy(Statements, PortableStrategy):
 
     def _put_blobs(self, executor: Executor, row: Parameters, blobs: Sequence[Parameters]) -> None:
         namespace = {name: row[name] for name in ("thread_id", "checkpoint_ns")}
-        executor.run(Call(self._put_blobs_, {**namespace, **_row_values(_BLOB, blobs)}))
+        self._insert_rows(executor, self.tables.blobs, namespace, blobs)
 
     def _put_checkpoint(self, executor: Executor, row: Parameters) -> None:
         executor.run(Call(self._put_checkpoint_, row))
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
-        statement = self._replace_writes if replace else self._insert_writes
-        executor.run(Call(statement, {**stored_keys(task), **_row_values(_WRITE, writes)}))
+        self._insert_rows(executor, self.tables.writes, stored_keys(task), writes, replace=replace)
 
     # ------------------------------------------------------------------------------------------------------- reading
 
     def read(
         self, executor: Executor, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None
     ) -> Rows:
+        if shape.many and parameters["limit"] == 1 and shape.thread_id and shape.checkpoint_ns and not filter:
+            shape = replace(shape, many=False)
         rows = super().read(executor, shape, stored_keys(parameters), filter)
         # Rows that have come here without this package do not have the list that the statement goes by.
         foreign = [row for row in rows if row.kind == RowKind.CHECKPOINT and _codec.NAMED_BLOBS not in row.checkpoint]
@@ -159,6 +182,42 @@ class MySQLStrategy(Statements, PortableStrategy):
         contained = func.json_contains(json_to_text(self.tables.checkpoints.c.metadata), text_parameter("filter"))
         one: ColumnElement[int] = literal_column("1")
         return self._build_read(shape, func.coalesce(contained, one) == one)
+
+    def _build_read(self, shape: ReadShape, condition: ColumnElement[bool] | None = None) -> Executable:
+        if shape.many:
+            return super()._build_read(shape, condition)
+        # MariaDB runs a common table expression again for each branch. This way each looks up one row by its key.
+        table = self.tables.checkpoints
+        key = and_(
+            *(table.c[name] == self._key_value(name, shape) for name in table.primary_key.columns.keys()),
+            *self._bounds(table.c, shape),
+        )
+        rows = (self._checkpoint_rows, self._blob_rows_of_one, self._write_rows, self._send_rows)
+        return union_all(*(branch(table, shape).where(key) for branch in rows))
+
+    def _key_value(self, name: str, shape: ReadShape) -> ColumnElement[str]:
+        if getattr(shape, name):
+            return text_parameter(name)
+        latest = self.tables.checkpoints.alias("latest").c
+        is_here = [latest[name] == text_parameter(name) for name in ("thread_id", "checkpoint_ns")]
+        bounds = self._bounds(latest, shape)
+        return select(func.max(latest.checkpoint_id)).where(*is_here, *bounds).scalar_subquery()
+
+    def _bounds(self, columns: Any, shape: ReadShape) -> Sequence[ColumnElement[bool]]:
+        names = [("before", shape.before), ("after_checkpoint_id", shape.after)]
+        return [columns.checkpoint_id < text_parameter(name) for name, is_given in names if is_given]
+
+    def _blob_rows_of_one(self, target: FromClause, shape: ReadShape) -> Select[Any]:
+        """The blobs of one checkpoint, which names none twice."""
+        versions = self.blob_versions(target.c.checkpoint)
+        names = {"thread_id": target.c.thread_id, "checkpoint_ns": target.c.checkpoint_ns}
+        blobs = self.tables.blobs.c
+        values = {"channel": versions.c.key, "version": versions.c.value, "type": blobs.type, "blob": blobs.blob}
+        return (
+            self.branch(RowKind.BLOB, {**names, **values})
+            .select_from(target, versions, self.tables.blobs)
+            .where(self._is_named(target, versions.c.key, versions.c.value, shape))
+        )
 
     def as_text(self, column: ColumnElement[Any]) -> ColumnElement[str]:
         return json_to_text(column)

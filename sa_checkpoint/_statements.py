@@ -99,7 +99,7 @@ class Statements(Strategy):
     def _build_read(self, shape: ReadShape, condition: ColumnElement[bool] | None = None) -> Executable:
         target = self._target(shape, condition)
         rows = union_all(
-            self._checkpoint_rows(target),
+            self._checkpoint_rows(target, shape),
             self._blob_rows(target, shape),
             self._write_rows(target, shape),
             self._send_rows(target, shape),
@@ -149,7 +149,7 @@ class Statements(Strategy):
     def _nulls(self) -> Mapping[str, ColumnElement[Any]]:
         return {name: cast(null(), type_) for name, type_ in READ_COLUMNS.items()}
 
-    def _checkpoint_rows(self, target: CTE) -> Select[Any]:
+    def _checkpoint_rows(self, target: FromClause, shape: ReadShape) -> Select[Any]:
         columns = {name: target.c[name] for name in list(READ_COLUMNS)[:4]}
         return self.branch(
             RowKind.CHECKPOINT,
@@ -172,28 +172,33 @@ class Statements(Strategy):
             .distinct()
             .subquery("named")
         )
-        blobs = self.tables.blobs.c
-        is_named = and_(
-            self._same_namespace(blobs, named.c, shape),
-            blobs.channel == self.stored("channel", named.c.channel),
-            blobs.version == self.stored("version", named.c.version),
-            blobs.type != literal_column(f"'{EMPTY}'"),
-        )
-        found, source = self._look_up(named, is_named)
+        found, source = self._look_up(named, self._is_named(named, named.c.channel, named.c.version, shape))
         columns = {name: named.c[name] for name in ("thread_id", "checkpoint_ns", "channel", "version")}
         return self.branch(RowKind.BLOB, {**columns, "type": found.c.type, "blob": found.c.blob}).select_from(source)
+
+    def _is_named(
+        self, namespace: FromClause, channel: ColumnElement[str], version: ColumnElement[str], shape: ReadShape
+    ) -> ColumnElement[bool]:
+        """Whether a blob has a channel and version, and is in the namespace of a row."""
+        blobs = self.tables.blobs.c
+        return and_(
+            self._same_namespace(blobs, namespace.c, shape),
+            blobs.channel == self.stored("channel", channel),
+            blobs.version == self.stored("version", version),
+            blobs.type != literal_column(f"'{EMPTY}'"),
+        )
 
     def _look_up(self, named: FromClause, is_named: ColumnElement[bool]) -> tuple[FromClause, FromClause]:
         """The blobs that are named, and the join that finds them."""
         return self.tables.blobs, named.join(self.tables.blobs, is_named)
 
-    def _write_rows(self, target: CTE, shape: ReadShape) -> Select[Any]:
+    def _write_rows(self, target: FromClause, shape: ReadShape) -> Select[Any]:
         writes = self.tables.writes.c
         return self.branch(RowKind.WRITE, self._write_columns(writes.checkpoint_id)).where(
             self._same_namespace(writes, target.c, shape), writes.checkpoint_id == target.c.checkpoint_id
         )
 
-    def _send_rows(self, target: CTE, shape: ReadShape) -> Select[Any]:
+    def _send_rows(self, target: FromClause, shape: ReadShape) -> Select[Any]:
         writes = self.tables.writes.c
         return self.branch(RowKind.SEND, self._write_columns(target.c.checkpoint_id)).where(
             self._same_namespace(writes, target.c, shape),

@@ -67,6 +67,7 @@ _UNDEFINED = frozenset({"42P01", "42703", 1146, 1054})
 _DUPLICATE = frozenset({"23505", 1062})
 # serialization_failure, deadlock_detected; ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT, ER_CHECKREAD
 _TRANSIENT = frozenset({"40001", "40P01", 1213, 1205, 1020})
+_DIALECTS = frozenset({"sqlite", "postgresql", "mysql", "mariadb"})
 _SQLITE_UNDEFINED = ("no such table", "no such column", "has no column named")
 
 
@@ -85,6 +86,16 @@ def is_schema_error(error: DBAPIError) -> bool:
 def is_duplicate(error: DBAPIError) -> bool:
     """Whether the database refused a row because its key is taken."""
     return _code(error) in _DUPLICATE or "UNIQUE constraint failed" in str(error.orig)
+
+
+def may_be_duplicate(error: DBAPIError, dialect: str) -> bool:
+    """The same, where not every database is one whose words for it are known.
+
+    Args:
+        error: What SQLAlchemy raised for a row that was refused.
+        dialect: SQLAlchemy's name of the database.
+    """
+    return is_duplicate(error) or dialect not in _DIALECTS
 
 
 def is_transient(error: DBAPIError) -> bool:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from alembic import command
+from langgraph.checkpoint.mysql.pymysql import PyMySQLSaver
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.base import MIGRATIONS
 from sqlalchemy import URL, Engine, create_engine, inspect, text
+from sqlalchemy.schema import DropSchema
 
 from sa_checkpoint import SQLAlchemySaver
 from sa_checkpoint.errors import SchemaMismatch
-from sa_checkpoint.migrations import downgrade, upgrade
+from sa_checkpoint.migrations import alembic_config, downgrade, upgrade
 from tests.backends import BACKENDS, Backend
 from tests.checkpoints import checkpoint_of, config_of
 
-DIALECTS = [backend for backend in BACKENDS if backend.id in ("sqlite", "psycopg")]
+DIALECTS = [backend for backend in BACKENDS if backend.id in ("sqlite", "psycopg", "pymysql")]
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def postgres(new_postgres: Callable[[], URL]) -> Iterator[Engine]:
 
 @pytest.fixture(params=DIALECTS, ids=lambda backend: backend.dialect)
 def engine(request: pytest.FixtureRequest, new_url: Callable[[Backend], URL]) -> Iterator[Engine]:
-    """An empty database: SQLite, PostgreSQL."""
+    """An empty database: SQLite, PostgreSQL, MariaDB."""
     engine = create_engine(new_url(request.param))
     yield engine
     engine.dispose()
@@ -41,11 +45,14 @@ def execute(engine: Engine, *statements: str) -> None:
             connection.exec_driver_sql(statement)
 
 
-def rows(engine: Engine) -> dict[str, list[Any]]:
+TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+
+
+def rows(engine: Engine, tables: Iterable[str] = TABLES) -> dict[str, list[Any]]:
     with engine.connect() as connection:
         return {
             table: sorted(connection.execute(text(f"SELECT * FROM {table}")).mappings().all(), key=str)
-            for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+            for table in tables
         }
 
 
@@ -125,10 +132,12 @@ def test_a_table_that_is_missing_is_created_and_goes_again(postgres: Engine) -> 
 
 
 def test_tables_of_another_shape_stop_the_upgrade_with_every_difference(engine: Engine) -> None:
-    blob = "BYTEA" if engine.dialect.name == "postgresql" else "BLOB"
+    dialect = engine.dialect.name
+    blob = "BYTEA" if dialect == "postgresql" else "BLOB"
+    key = "VARCHAR(255)" if dialect == "mysql" else "TEXT"
     execute(
         engine,
-        "CREATE TABLE checkpoints (thread_id TEXT NOT NULL, checkpoint_id INTEGER NOT NULL, type TEXT NOT NULL, "
+        f"CREATE TABLE checkpoints (thread_id {key} NOT NULL, checkpoint_id INTEGER NOT NULL, type TEXT NOT NULL, "
         f"owner TEXT NOT NULL, checkpoint {blob} NOT NULL, metadata TEXT, PRIMARY KEY (thread_id, checkpoint_id))",
         "INSERT INTO checkpoints VALUES ('t', 1, '', '', '', '')",
     )
@@ -136,14 +145,19 @@ def test_tables_of_another_shape_stop_the_upgrade_with_every_difference(engine: 
         upgrade(engine)
 
     message = str(raised.value)
-    json = "JSONB" if engine.dialect.name == "postgresql" else "JSON"
+    id, json = {
+        "sqlite": ("TEXT", "JSON"),
+        "postgresql": ("TEXT", "JSONB"),
+        "mysql": ("VARCHAR(128) CHARACTER SET utf8mb4", "LONGTEXT CHARACTER SET utf8mb4"),
+    }[dialect]
     for difference in (
         "checkpoints: there is no column checkpoint_ns",
-        "checkpoints: checkpoint_id is INTEGER instead of TEXT",
+        f"checkpoints: checkpoint_id is INTEGER instead of {id}",
         "checkpoints: there is no column parent_checkpoint_id",
         "checkpoints: type does not permit NULL",
         f"checkpoints: checkpoint is {blob} instead of {json}",
-        f"checkpoints: metadata is TEXT instead of {json}",
+        "checkpoints: metadata is TEXT",
+        f"instead of {json}",
         "checkpoints: metadata permits NULL",
         "checkpoints: the column owner needs a value",
         "checkpoints: the primary key is (thread_id, checkpoint_id) instead of",
@@ -153,6 +167,99 @@ def test_tables_of_another_shape_stop_the_upgrade_with_every_difference(engine: 
     assert inspect(engine).get_table_names() == ["checkpoints"]
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM checkpoints")) == 1
+
+
+@pytest.fixture
+def mysql(new_mysql: Callable[[], URL]) -> Iterator[Engine]:
+    engine = create_engine(new_mysql())
+    yield engine
+    engine.dispose()
+
+
+def test_on_mysql_a_key_has_to_compare_as_bytes(mysql: Engine) -> None:
+    upgrade(mysql)
+    execute(
+        mysql,
+        "ALTER TABLE checkpoint_blobs MODIFY channel VARCHAR(150) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL",
+        "DROP TABLE sa_checkpoint_alembic_version",
+    )
+    with pytest.raises(SchemaMismatch, match=r"channel is VARCHAR\(150\) .* utf8mb4_bin instead of .* utf8mb4_\w+_bin"):
+        upgrade(mysql)
+    assert "sa_checkpoint_alembic_version" not in inspect(mysql).get_table_names()
+
+
+def test_our_own_tables_are_adopted_on_every_database(engine: Engine) -> None:
+    upgrade(engine)
+    saved = SQLAlchemySaver(engine).put(config_of("t"), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+    execute(
+        engine,
+        "DROP TABLE sa_checkpoint_alembic_version",
+        "DROP TABLE checkpoint_writes",
+    )
+    before = rows(engine, TABLES[:2])
+    upgrade(engine)
+    downgrade(engine, "base")
+    assert rows(engine, TABLES[:2]) == before
+    assert set(inspect(engine).get_table_names()) == {
+        "checkpoints",
+        "checkpoint_blobs",
+        "sa_checkpoint_alembic_version",
+    }
+    upgrade(engine)
+    assert SQLAlchemySaver(engine).get_tuple(saved) is not None
+
+
+def test_on_mysql_the_column_that_an_older_table_lacks_is_added(mysql: Engine) -> None:
+    upgrade(mysql)
+    SQLAlchemySaver(mysql).put_writes(config_of("t", "", "1"), [("a", None)], "task")
+    before = rows(mysql)
+    execute(
+        mysql,
+        "ALTER TABLE checkpoint_writes DROP COLUMN task_path",
+        "ALTER TABLE checkpoint_blobs MODIFY `blob` LONGBLOB NOT NULL",
+        "DROP TABLE sa_checkpoint_alembic_version",
+    )
+    upgrade(mysql)
+    assert rows(mysql) == before
+    command.check(alembic_config(mysql))
+
+
+def test_the_tables_of_langgraphs_mysql_saver_are_left_as_they_are(mysql: Engine) -> None:
+    dsn = mysql.url.set(drivername="mysql").render_as_string(hide_password=False)
+    with PyMySQLSaver.from_conn_string(dsn) as theirs:
+        theirs.setup()
+        saved = theirs.put(config_of("t"), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        before = theirs.get_tuple(saved)
+
+        def shapes() -> dict[str, str]:
+            names = inspect(mysql).get_table_names()
+            with mysql.connect() as connection:
+                return {name: connection.execute(text(f"SHOW CREATE TABLE {name}")).one()[1] for name in names}
+
+        shapes_before = shapes()
+        with pytest.raises(SchemaMismatch) as raised:
+            SQLAlchemySaver(mysql).setup()
+
+        assert shapes() == shapes_before
+        assert theirs.get_tuple(saved) == before
+    message = str(raised.value)
+    assert "so nothing was changed" in message
+    assert "the primary key is (thread_id, checkpoint_ns_hash, checkpoint_id) instead of" in message
+    for remedy in (
+        "langgraph-checkpoint-mysql",
+        "another database on the server",
+        "schema=",
+        "from-langgraph-mysql.md",
+    ):
+        assert remedy in message
+
+    # As it says.
+    schema = f"agents_{uuid4().hex}"
+    upgrade(mysql, schema=schema)
+    assert SQLAlchemySaver(mysql, schema=schema).get_tuple(config_of("t")) is None
+    assert shapes() == shapes_before
+    with mysql.begin() as connection:
+        connection.execute(DropSchema(schema))
 
 
 def test_the_tables_of_langgraphs_sqlite_saver_are_left_as_they_are(new_url: Callable[[Backend], URL]) -> None:

@@ -30,9 +30,8 @@ from sa_checkpoint.errors import (
     SyncCallOnEventLoop,
     UnsupportedDatabase,
 )
-from tests.backends import BACKENDS, Backend, Client, Database, saver_on, with_sync_driver
+from tests.backends import Backend, Client, Database, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
-from tests.rows import keys_of
 
 
 @pytest.fixture
@@ -241,43 +240,6 @@ async def test_an_identifier_that_no_column_can_hold_is_refused(client: Client, 
         await client.delete_thread(bad)
     with pytest.raises(InvalidConfig, match="task_id"):
         await client.put_writes(config_of("t", "", "1"), [("a", 1)], bad)
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [backend for backend in BACKENDS if backend.has_limited_keys],
-    ids=lambda backend: backend.id,
-    indirect=True,
-    scope="module",
-)
-async def test_an_identifier_that_its_column_is_too_short_for_is_refused(client: Client, thread: str) -> None:
-    longest = config_of(thread.ljust(255, "ü"), checkpoint_id="ü" * 128)
-    saved = await client.put(longest, checkpoint_of(id="ü" * 127), {}, {})
-    await client.put_writes(saved, [("a", 1)], "ü" * 128)
-    found = await client.load(saved)
-    assert found.parent_config == longest and found.pending_writes == [("ü" * 128, "a", 1)]
-
-    name, id_ = "ü" * 256, "ü" * 129
-    calls: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
-        ("thread_id", lambda: client.put(config_of(name), checkpoint_of(), {}, {})),
-        ("thread_id", lambda: client.put_writes(config_of(name, "", "1"), [("a", 1)], "task")),
-        ("thread_id", lambda: client.get_tuple(config_of(name))),
-        ("thread_id", lambda: client.list(config_of(name))),
-        ("thread_id", lambda: client.delta_history(config_of(name), ["a"])),
-        ("thread_id", lambda: client.delete_thread(name)),
-        ("thread_id", lambda: client.prune([name])),
-        ("thread_id", lambda: client.copy_thread(name, "t")),
-        ("thread_id", lambda: client.copy_thread(thread, name)),
-        ("checkpoint_id", lambda: client.put(config_of(thread), checkpoint_of(id=id_), {}, {})),
-        ("checkpoint_id", lambda: client.put(config_of(thread, "", id_), checkpoint_of(), {}, {})),
-        ("checkpoint_id", lambda: client.put_writes(config_of(thread, "", id_), [("a", 1)], "task")),
-        ("checkpoint_id", lambda: client.get_tuple(config_of(thread, "", id_))),
-        ("task_id", lambda: client.put_writes(config_of(thread, "", "1"), [("a", 1)], id_)),
-    ]
-    for key, call in calls:
-        with pytest.raises(InvalidConfig, match=rf"{key} has \d+ characters, and keys of this database hold"):
-            await call()
-    assert not any(keys_of(client, thread).values())
 
 
 @pytest.mark.parametrize("bad", [1.5, True, b"t", ["t"]])

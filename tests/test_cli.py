@@ -7,21 +7,33 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import URL, Engine, create_engine, inspect, text
+from sqlalchemy.schema import DropSchema
 from typer.testing import CliRunner
 
 from sa_checkpoint import models
 from sa_checkpoint.cli import app
 from sa_checkpoint.migrations import HEAD, VERSION_TABLE, upgrade
 from tests.backends import BACKENDS, Backend
+from tests.scripts import run_script, url_for_script
 
 OUR_TABLES = {*models.metadata.tables, VERSION_TABLE}
 ROOT = Path(__file__).parent.parent
 
-POSTGRESQL = next(backend for backend in BACKENDS if backend.id == "psycopg")
-SYNC = [next(backend for backend in BACKENDS if backend.id == "sqlite"), POSTGRESQL]
+# Which statements the savers use makes no difference here.
+NATIVE = [backend for backend in BACKENDS if not backend.is_portable]
+SERVERS = [backend for backend in NATIVE if backend.dialect != "sqlite"]
+SYNC = [backend for backend in NATIVE if backend.id in ("sqlite", "psycopg", "pymysql")]
+
+
+@pytest.fixture(scope="module", params=NATIVE, ids=lambda backend: backend.id)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each of the drivers in turn."""
+    assert isinstance(request.param, Backend)
+    return request.param
 
 
 def plain(url: URL) -> str:
@@ -36,16 +48,16 @@ def url(backend: Backend, new_url: Callable[[Backend], URL]) -> str:
 
 @pytest.fixture(params=SYNC, ids=lambda backend: backend.dialect)
 def engine(request: pytest.FixtureRequest, new_url: Callable[[Backend], URL]) -> Iterator[Engine]:
-    """An empty database: SQLite, PostgreSQL."""
+    """An empty database: SQLite, PostgreSQL, MariaDB."""
     engine = create_engine(new_url(request.param))
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def postgres(new_url: Callable[[Backend], URL]) -> Iterator[Engine]:
+def postgres(new_postgres: Callable[[], URL]) -> Iterator[Engine]:
     """An empty PostgreSQL database."""
-    engine = create_engine(new_url(POSTGRESQL))
+    engine = create_engine(new_postgres())
     yield engine
     engine.dispose()
 
@@ -108,27 +120,28 @@ def test_stamp_writes_a_revision_and_runs_none(engine: Engine) -> None:
     assert current(url) == "none"
 
 
-def test_the_tables_are_in_the_schema(postgres: Engine) -> None:
-    there = ("--url", plain(postgres.url), "--schema", "agents")
+@pytest.mark.parametrize("engine", SYNC[1:], ids=lambda backend: backend.dialect, indirect=True)
+def test_the_tables_are_in_the_schema(engine: Engine) -> None:
+    schema = f"agents_{uuid4().hex}"
+    there = ("--url", plain(engine.url), "--schema", schema)
 
     run("upgrade", *there)
     run("check", *there)
 
-    assert tables(postgres, "agents") == OUR_TABLES
-    assert tables(postgres) == set()
+    assert tables(engine, schema) == OUR_TABLES
+    assert tables(engine) == set()
     assert "schema 'other'" in fail("check", *there[:2], "--schema", "other")
     run("downgrade", "base", *there)
-    assert tables(postgres, "agents") == {VERSION_TABLE}
+    assert tables(engine, schema) == {VERSION_TABLE}
+    with engine.begin() as connection:
+        connection.execute(DropSchema(schema, cascade=engine.dialect.name == "postgresql"))
 
 
 def test_sql_is_printed_and_not_run(engine: Engine) -> None:
-    script, _ = run("upgrade", "--sql", "--url", plain(engine.url))
+    script, _ = run("upgrade", "--sql", "--url", plain(url_for_script(engine)))
     assert tables(engine) == set()
 
-    with engine.begin() as connection:
-        for statement in script.split(";"):
-            if statement.strip() not in ("", "BEGIN", "COMMIT"):
-                connection.execute(text(statement))
+    run_script(engine, script)
 
     assert tables(engine) == OUR_TABLES
     run("check", "--url", plain(engine.url))
@@ -137,7 +150,9 @@ def test_sql_is_printed_and_not_run(engine: Engine) -> None:
 def test_sql_is_for_the_driver_and_schema_that_are_given(backend: Backend) -> None:
     script, _ = run("upgrade", "sac_0001", "--sql", "--url", f"{backend.drivername}:///none", "--schema", "agents")
     assert ("JSONB" in script) is (backend.dialect == "postgresql")
-    assert 'CREATE TABLE "agents".checkpoints' in script
+    assert ("LONGTEXT" in script) is (backend.dialect == "mysql")
+    assert ("CREATE TABLE `agents`.checkpoints" in script) is (backend.dialect == "mysql")
+    assert ('CREATE TABLE "agents".checkpoints' in script) is (backend.dialect != "mysql")
     assert "run_id" not in script
 
 
@@ -162,7 +177,7 @@ def test_the_url_comes_from_the_option_then_the_environment_then_the_current_fol
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        *((f"{backend.drivername}://me:secret@localhost:1/app", "refused") for backend in BACKENDS[2:]),
+        *((f"{backend.drivername}://me:secret@localhost:1/app", "refused") for backend in SERVERS),
         ("me:secret@localhost", "not a database URL"),
         ("sqlite:////no/such/folder/app.db", "unable to open database file"),
         ("nothing://me:secret@localhost/app", "Can't load plugin"),
@@ -176,11 +191,31 @@ def test_what_the_database_says_is_one_message_without_the_password(url: str, me
         assert "secret" not in stderr
 
 
-@pytest.mark.parametrize("backend", BACKENDS[2:], ids=lambda backend: backend.id, scope="function")
-def test_a_database_that_does_not_exist_is_an_error_by_every_driver(backend: Backend, postgres_url: URL) -> None:
-    url = postgres_url.set(drivername=backend.drivername, database="none", password="secret")
+NO_DATABASE = {"postgresql": 'database "none" does not exist', "mysql": "Unknown database 'none'"}
+
+
+@pytest.fixture
+def mysql_user(mysql_url: URL) -> Iterator[URL]:
+    """The server as a user with a password, who may use a database that does not exist."""
+    engine = create_engine(mysql_url)
+    user = f"sac_{uuid4().hex[:16]}"
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE USER {user} IDENTIFIED BY 'secret'"))
+        connection.execute(text(f"GRANT ALL ON none.* TO {user}"))
+    yield mysql_url.set(username=user, password="secret")
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP USER {user}"))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("backend", SERVERS, ids=lambda backend: backend.id, scope="function")
+def test_a_database_that_does_not_exist_is_an_error_by_every_driver(
+    backend: Backend, request: pytest.FixtureRequest
+) -> None:
+    server: URL = request.getfixturevalue({"postgresql": "postgres_url", "mysql": "mysql_user"}[backend.dialect])
+    url = server.set(drivername=backend.drivername, database="none", password="secret")
     stderr = fail("upgrade", "--url", plain(url))
-    assert 'database "none" does not exist' in stderr
+    assert NO_DATABASE[backend.dialect] in stderr
     assert "secret" not in stderr
 
 

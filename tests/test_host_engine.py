@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 import psycopg
 import psycopg2.extensions  # type: ignore[import-untyped]
 import psycopg2.extras  # type: ignore[import-untyped]
+import pymysql.cursors  # type: ignore[import-untyped]
 import pytest
 import sqlalchemy
 from psycopg.adapt import PyFormat
@@ -62,9 +63,9 @@ VERSION = tuple(int(number) for number in sqlalchemy.__version__.split(".")[:3] 
 ONE = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 20}
 
 
-def on(dialect: str) -> pytest.MarkDecorator:
-    """Run a test on the backends of one database only."""
-    chosen = [one for one in BACKENDS if one.dialect == dialect]
+def on(*dialects: str) -> pytest.MarkDecorator:
+    """Run a test on the backends of some databases only, whichever statements they use."""
+    chosen = [one for one in BACKENDS if one.dialect in dialects]
     # Indirect, so that the fixtures that are made from a backend are made anew for each.
     return pytest.mark.parametrize("backend", chosen, ids=lambda one: one.id, indirect=True, scope="module")
 
@@ -82,40 +83,40 @@ UNSTORABLE, UNDELETABLE, DEADLY = "no insert", "no delete", "deadly"
 """What the name of a thread ends with whose checkpoints the database refuses to store or delete, or dies of."""
 
 
+_TRIGGER = {
+    "sqlite": "WHEN {condition} BEGIN SELECT RAISE(ABORT, 'refused'); END",
+    "postgresql": "FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION {name}()",
+    "mysql": "FOR EACH ROW IF {condition} THEN {action}; END IF",
+}
+_REFUSE = {"postgresql": "RAISE 'refused'", "mysql": "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'"}
+_DIE = {"postgresql": "PERFORM pg_terminate_backend(pg_backend_pid())", "mysql": "KILL CONNECTION_ID()"}
+
+
 def refuse_some_threads(database: Database) -> None:
     """Let every operation on these threads fail at its last table."""
     engine = create_engine(with_sync_driver(database.url))
+    dialect = database.backend.dialect
     conditions = [
-        ("INSERT", "checkpoints", f"NEW.thread_id LIKE '%{UNSTORABLE}'"),
-        ("DELETE", "checkpoints", f"OLD.thread_id LIKE '%{UNDELETABLE}'"),
-        ("INSERT", "checkpoint_writes", f"NEW.channel = '{UNSTORABLE}'"),
+        ("refuse", "INSERT", "checkpoints", f"NEW.thread_id LIKE '%{UNSTORABLE}'"),
+        ("refuse", "DELETE", "checkpoints", f"OLD.thread_id LIKE '%{UNDELETABLE}'"),
+        ("refuse", "INSERT", "checkpoint_writes", f"NEW.channel = '{UNSTORABLE}'"),
     ]
+    actions = {}
+    if dialect != "sqlite":
+        conditions.append(("die", "INSERT", "checkpoints", f"NEW.thread_id LIKE '%{DEADLY}'"))
+        actions = {"refuse": _REFUSE[dialect], "die": _DIE[dialect]}
+    statements = ["CREATE TABLE host (id TEXT)"]
+    if dialect == "postgresql":
+        statements += [
+            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {action}; END $$"
+            for name, action in actions.items()
+        ]
+    for number, (name, change, table, condition) in enumerate(conditions):
+        body = _TRIGGER[dialect].format(condition=condition, name=name, action=actions.get(name))
+        statements.append(f"CREATE TRIGGER refuse_{number} BEFORE {change} ON {table} {body}")
     with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE host (id TEXT)"))
-        if database.backend.dialect == "sqlite":
-            for number, (change, table, condition) in enumerate(conditions):
-                connection.execute(
-                    text(
-                        f"CREATE TRIGGER refuse_{number} BEFORE {change} ON {table} WHEN {condition} "
-                        "BEGIN SELECT RAISE(ABORT, 'refused'); END"
-                    )
-                )
-        else:
-            for name, action in (
-                ("refuse", "RAISE 'refused'"),
-                ("die", "PERFORM pg_terminate_backend(pg_backend_pid())"),
-            ):
-                connection.execute(
-                    text(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {action}; END $$")
-                )
-            conditions.append(("INSERT", "checkpoints", f"NEW.thread_id LIKE '%{DEADLY}'"))
-            for number, (change, table, condition) in enumerate(conditions):
-                connection.execute(
-                    text(
-                        f"CREATE TRIGGER refuse_{number} BEFORE {change} ON {table} FOR EACH ROW WHEN ({condition}) "
-                        f"EXECUTE FUNCTION {'die' if DEADLY in condition else 'refuse'}()"
-                    )
-                )
+        for statement in statements:
+            connection.execute(text(statement))
     engine.dispose()
 
 
@@ -168,12 +169,22 @@ PSYCOPG2_ATTRIBUTES = (
 ASYNCPG_ATTRIBUTES = (
     "_listeners _log_listeners _cancellations _termination_listeners _query_loggers _top_xact _config _params"
 ).split()
+PYMYSQL_ATTRIBUTES = (
+    "autocommit_mode charset client_flag collation cursorclass decoders encoders encoding init_command sql_mode "
+    "use_unicode"
+).split()
+ASYNCMY_ATTRIBUTES = (
+    "autocommit_mode _charset _client_flag _cursor_cls _decoders _encoders _encoding _init_command _sql_mode "
+    "_use_unicode"
+).split()
 ATTRIBUTES = {
     "pysqlite": SQLITE_ATTRIBUTES,
     "aiosqlite": SQLITE_ATTRIBUTES,
     "psycopg": PSYCOPG_ATTRIBUTES,
     "psycopg2": PSYCOPG2_ATTRIBUTES,
     "asyncpg": ASYNCPG_ATTRIBUTES,
+    "pymysql": PYMYSQL_ATTRIBUTES,
+    "asyncmy": ASYNCMY_ATTRIBUTES,
 }
 # Those that take no argument and do no work.
 PRAGMAS = (
@@ -186,8 +197,13 @@ PRAGMAS = (
 ).split()
 TYPES = (str, bytes, int, float, list, UUID)
 # Values of the types that the drivers have adapters for, as a result has them.
-VALUES = """SELECT '{"a": [1, 1.50]}'::json, '{"a": [1, 1.50]}'::jsonb, '\\x00ff'::bytea, 'text', 1.50::numeric,
-'2026-11-22 12:00:00+00'::timestamptz, '00000000-0000-0000-0000-000000000007'::uuid, ARRAY['a', NULL], ARRAY[1, 2]"""
+POSTGRESQL_VALUES = """SELECT '{"a": [1, 1.50]}'::json, '{"a": [1, 1.50]}'::jsonb, '\\x00ff'::bytea, 'text',
+1.50::numeric, '2026-11-22 12:00:00+00'::timestamptz, '00000000-0000-0000-0000-000000000007'::uuid,
+ARRAY['a', NULL], ARRAY[1, 2]"""
+MYSQL_VALUES = """SELECT JSON_ARRAY(1.50), x'00ff', 'text', 1.50, 1e0, 7, b'1', DATE'2026-11-22',
+TIMESTAMP'2026-11-22 12:00:00', TIME'12:00:00'"""
+# Those of a session that no two statements have the same.
+CLOCKS = {"rand_seed1", "rand_seed2", "timestamp"}
 
 
 def driver_state(connection: Connection) -> dict[str, Any]:
@@ -208,6 +224,8 @@ def driver_state(connection: Connection) -> dict[str, Any]:
         extensions = psycopg2.extensions
         state["global adapters"] = (dict(extensions.string_types), dict(extensions.adapters))
         state["transaction"] = driver.get_transaction_status()
+    if connection.dialect.name == "mysql":
+        state["transaction"] = driver.server_status & 3  # SERVER_STATUS_IN_TRANS, SERVER_STATUS_AUTOCOMMIT
     state["isolation level"] = connection.get_isolation_level()
     state["default isolation level"] = connection.default_isolation_level
     return {name: dict(value) if isinstance(value, dict) else value for name, value in state.items()}
@@ -221,6 +239,16 @@ def server_state(connection: Connection) -> dict[str, Any]:
             "functions": sorted(connection.exec_driver_sql("SELECT * FROM pragma_function_list").all()),
             **{name: connection.exec_driver_sql(f"PRAGMA {name}").all() for name in PRAGMAS},
         }
+    if connection.dialect.name == "mysql":
+        return {
+            **{
+                name: value
+                for name, value in connection.exec_driver_sql("SHOW SESSION VARIABLES")
+                if name not in CLOCKS
+            },
+            "session": connection.exec_driver_sql("SELECT user(), current_user(), database(), connection_id()").all(),
+            "values": [(type(value), value) for value in connection.exec_driver_sql(MYSQL_VALUES).one()],
+        }
     return {
         **{name: setting for name, setting, _ in connection.exec_driver_sql("SHOW ALL")},
         "session": connection.exec_driver_sql(
@@ -231,7 +259,7 @@ def server_state(connection: Connection) -> dict[str, Any]:
         "cursors": connection.exec_driver_sql("SELECT name FROM pg_cursors WHERE is_holdable").all(),
         "values": [
             (type(value), bytes(value) if isinstance(value, memoryview) else value)
-            for value in connection.exec_driver_sql(VALUES).one()
+            for value in connection.exec_driver_sql(POSTGRESQL_VALUES).one()
         ],
     }
 
@@ -243,6 +271,20 @@ def leftovers(client: Client) -> list[Any]:
             connection.exec_driver_sql("PRAGMA busy_timeout = 0")
             connection.exec_driver_sql("BEGIN EXCLUSIVE")  # fails if anybody holds a lock
             return []
+        if connection.dialect.name == "mysql":
+            return [
+                *connection.exec_driver_sql(
+                    "SELECT t.* FROM information_schema.innodb_trx t "
+                    "JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id WHERE p.db = database()"
+                ),
+                *connection.exec_driver_sql(
+                    "SELECT * FROM information_schema.processlist WHERE db = database() AND id <> connection_id() "
+                    "AND command <> 'Sleep'"
+                ),
+                *connection.exec_driver_sql(
+                    "SELECT 1 FROM dual WHERE is_used_lock(sha1(concat('sa_checkpoint ', database()))) IS NOT NULL"
+                ),
+            ]
         return [
             *connection.exec_driver_sql("SELECT * FROM pg_prepared_xacts WHERE database = current_database()"),
             *connection.exec_driver_sql(
@@ -286,10 +328,15 @@ async def test_heavy_use_changes_nothing_that_the_host_has_set(database: Databas
 
 # ---------------------------------------------------------------------------------------------- options of the host's
 
-SQLITE = ("sqlite", "aiosqlite")
+SYNC_SQLITE = ("sqlite", "portable-sqlite")
+SQLITE = (*SYNC_SQLITE, "aiosqlite")
 PSYCOPG = ("psycopg", "psycopg-async")
-POSTGRESQL = (*PSYCOPG, "asyncpg", "psycopg2")
-EVERY = SQLITE + POSTGRESQL
+ASYNCPG = ("asyncpg", "portable-postgresql")
+POSTGRESQL = (*PSYCOPG, *ASYNCPG, "psycopg2")
+PYMYSQL = ("pymysql", "portable-mariadb")
+MYSQL = (*PYMYSQL, "asyncmy")
+SERVERS = POSTGRESQL + MYSQL
+EVERY = SQLITE + SERVERS
 
 
 @dataclass(frozen=True)
@@ -323,7 +370,7 @@ def server_settings(**settings: str) -> list[Setting]:
     flags = " ".join(f"-c {name}={value}" for name, value in settings.items())
     return [
         connect_args(name, (*PSYCOPG, "psycopg2"), options=flags),
-        connect_args(name, ("asyncpg",), server_settings=settings),
+        connect_args(name, ASYNCPG, server_settings=settings),
     ]
 
 
@@ -337,7 +384,8 @@ SETTINGS = (
         Setting(level, options={"isolation_level": level}, on=on, with_graphs=level in ("AUTOCOMMIT", "SERIALIZABLE"))
         for levels, on in (
             (("AUTOCOMMIT", "READ UNCOMMITTED", "SERIALIZABLE"), SQLITE),
-            (("AUTOCOMMIT", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"), POSTGRESQL),
+            (("AUTOCOMMIT", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"), SERVERS),
+            (("READ UNCOMMITTED",), MYSQL),
         )
         for level in levels
     ),
@@ -349,14 +397,14 @@ SETTINGS = (
         execution={"isolation_level": "SERIALIZABLE"},
     ),
     *server_settings(default_transaction_isolation="serializable"),
-    connect_args("the driver's autocommit", PSYCOPG, autocommit=True),
+    connect_args("the driver's autocommit", (*PSYCOPG, *MYSQL), autocommit=True),
     *(
         connect_args(f"sqlite3's isolation_level {level}", SQLITE, isolation_level=level)
         for level in (None, "IMMEDIATE", "EXCLUSIVE")
     ),
     *(
         connect_args(f"sqlite3's autocommit {value}", on, autocommit=value)
-        for value, on in ((True, ("sqlite",)), (False, SQLITE))
+        for value, on in ((True, SYNC_SQLITE), (False, SQLITE))
         if sys.version_info >= (3, 12)
     ),
     *(
@@ -366,14 +414,14 @@ SETTINGS = (
     # Pools
     Setting("a pool of one", options=ONE, with_graphs=True),
     Setting("NullPool", options={"poolclass": NullPool}, with_graphs=True),
-    Setting("StaticPool", options={"poolclass": StaticPool}, on=(*POSTGRESQL, "aiosqlite"), with_graphs=True),
+    Setting("StaticPool", options={"poolclass": StaticPool}, on=(*SERVERS, "aiosqlite"), with_graphs=True),
     Setting(
         "StaticPool for threads",
         options={"poolclass": StaticPool, "connect_args": {"check_same_thread": False}},
-        on=("sqlite",),
+        on=SYNC_SQLITE,
         with_graphs=True,
     ),
-    Setting("AssertionPool", options={"poolclass": AssertionPool}, on=("sqlite", "psycopg", "psycopg2")),
+    Setting("AssertionPool", options={"poolclass": AssertionPool}, on=(*SYNC_SQLITE, *PYMYSQL, "psycopg", "psycopg2")),
     Setting(
         "pool_pre_ping, pool_recycle, pool_use_lifo",
         options={**ONE, "pool_pre_ping": True, "pool_recycle": 0, "pool_use_lifo": True},
@@ -401,7 +449,7 @@ SETTINGS = (
     ),
     Setting("use_insertmanyvalues, query_cache_size", options={"use_insertmanyvalues": False, "query_cache_size": 0}),
     Setting("label_length, enable_from_linting", options={"label_length": 6, "enable_from_linting": False}),
-    Setting("schema_translate_map", execution={"schema_translate_map": {"host": "public", None: None}}, on=POSTGRESQL),
+    Setting("schema_translate_map", execution={"schema_translate_map": {"host": "public", None: None}}, on=SERVERS),
     *(
         Setting(f"paramstyle {style}", options={"paramstyle": style}, on=SQLITE)
         for style in ("named", "numeric")
@@ -409,7 +457,7 @@ SETTINGS = (
         if style == "named" or sys.version_info < (3, 12)
     ),
     *(
-        Setting(f"paramstyle {style}", options={"paramstyle": style}, on=(*PSYCOPG, "psycopg2"))
+        Setting(f"paramstyle {style}", options={"paramstyle": style}, on=(*PSYCOPG, *PYMYSQL, "psycopg2"))
         for style in ("format", "pyformat")
     ),
     # JSON
@@ -418,7 +466,7 @@ SETTINGS = (
     *(connect_args(f"prepare_threshold {count}", PSYCOPG, prepare_threshold=count) for count in (0, None)),
     connect_args("cursors that bind in the client", ("psycopg",), cursor_factory=psycopg.ClientCursor),
     connect_args("async cursors that bind in the client", ("psycopg-async",), cursor_factory=psycopg.AsyncClientCursor),
-    connect_args("statement_cache_size", ("asyncpg",), statement_cache_size=0, prepared_statement_cache_size=0),
+    connect_args("statement_cache_size", ASYNCPG, statement_cache_size=0, prepared_statement_cache_size=0),
     connect_args("a cursor of the host's", ("psycopg2",), cursor_factory=psycopg2.extras.NamedTupleCursor),
     Setting("executemany_mode", options={"executemany_mode": "values_plus_batch"}, on=("psycopg2",)),
     *server_settings(bytea_output="escape", timezone="Asia/Kathmandu"),
@@ -441,6 +489,20 @@ SETTINGS = (
             "SET statement_timeout = '20s'",
         ),
         on=POSTGRESQL,
+    ),
+    connect_args("a cursor that does not buffer", PYMYSQL, cursorclass=pymysql.cursors.SSCursor),
+    connect_args("binary_prefix", MYSQL, binary_prefix=True),
+    connect_args("sql_mode", MYSQL, sql_mode="ANSI"),
+    connect_args("init_command", MYSQL, init_command="SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
+    Setting(
+        "SET on connect",
+        connected=(
+            "SET NAMES utf8mb4 COLLATE utf8mb4_turkish_ci",
+            "SET SESSION sql_safe_updates = 1",
+            "SET SESSION innodb_lock_wait_timeout = 20",
+            "SET SESSION time_zone = '+05:45'",
+        ),
+        on=MYSQL,
     ),
 )
 
@@ -566,6 +628,10 @@ async def test_a_listener_may_rewrite_every_statement_of_ours(database: Database
         @event.listens_for(sync_engine, "after_cursor_execute")
         def end(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
             after.append(statement)
+
+        @event.listens_for(sync_engine, "handle_error")
+        def fail(context: Any) -> None:  # in a deadlock of InnoDB, after which the operation is done again
+            after.append(context.statement)
 
         client = Client(saver_on(engine), database.backend)
         await client.setup()
@@ -798,6 +864,13 @@ async def all_or_nothing(client: Client, thread: str) -> None:
     await client.delete_thread(kept)
 
 
+AUTOCOMMIT: Mapping[str, Callable[[Any, Any], None]] = {
+    "sqlite": lambda connection, _: setattr(connection, "isolation_level", None),
+    "postgresql": lambda connection, _: setattr(connection, "autocommit", True),
+    "mysql": lambda connection, _: connection.autocommit(True),
+}
+
+
 @pytest.mark.parametrize("set_on", [None, "engine", "copy", "driver"])
 async def test_each_call_is_all_or_nothing_in_autocommit_too(
     database: Database, thread: str, set_on: str | None
@@ -805,8 +878,7 @@ async def test_each_call_is_all_or_nothing_in_autocommit_too(
     level = {"isolation_level": "AUTOCOMMIT"}
     async with database.engine(**ONE, **(level if set_on == "engine" else {})) as engine:
         if set_on == "driver":
-            name, value = ("isolation_level", None) if database.backend.dialect == "sqlite" else ("autocommit", True)
-            event.listen(sync_engine_of(engine), "connect", lambda connection, _: setattr(connection, name, value))
+            event.listen(sync_engine_of(engine), "connect", AUTOCOMMIT[database.backend.dialect])
         copy = engine.execution_options(**level) if set_on == "copy" else engine
         client = Client(saver_on(copy), database.backend)
         await on_connection(copy, driver_state)
@@ -824,7 +896,7 @@ async def test_each_call_is_all_or_nothing_in_autocommit_too(
         assert bool(rows) is bool(set_on)
 
 
-@on("postgresql")
+@on("postgresql", "mysql")
 @pytest.mark.parametrize("isolation_level", ["READ COMMITTED", "AUTOCOMMIT"])
 async def test_a_connection_that_is_lost_is_reported_as_that(
     database: Database, thread: str, isolation_level: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,8 +14,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from pytest_alembic.tests import (  # noqa: F401 (pytest collects them)
@@ -25,6 +28,7 @@ from pytest_alembic.tests import (  # noqa: F401 (pytest collects them)
 )
 from sqlalchemy import URL, Connection, Engine, create_engine, inspect, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.schema import DropSchema
 
 from sa_checkpoint import SQLAlchemySaver, migrations, models
 from sa_checkpoint.errors import SchemaOutOfDate, SyncCallOnEventLoop
@@ -32,6 +36,7 @@ from sa_checkpoint.migrations import VERSION_TABLE, aupgrade, check, downgrade, 
 from sa_checkpoint.migrations import alembic_config as our_config
 from tests.backends import BACKENDS, Backend, Client, Database, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
+from tests.scripts import run_script, url_for_script
 
 ROOT = Path(__file__).parent.parent
 HEAD = ScriptDirectory.from_config(our_config()).get_current_head()
@@ -134,17 +139,36 @@ def test_the_command_takes_the_url_of_an_async_engine(backend: Backend, new_url:
 
 
 def test_the_offline_script_makes_the_same_tables(url: URL, alembic_engine: Engine) -> None:
-    script = run_alembic("-x", f"url={plain(url)}", "upgrade", "head", "--sql")
+    script = run_alembic("-x", f"url={plain(url_for_script(alembic_engine))}", "upgrade", "head", "--sql")
     assert script.returncode == 0, script.stderr
     assert tables(alembic_engine) == set()
 
-    with alembic_engine.begin() as connection:
-        for statement in script.stdout.split(";"):
-            if statement.strip() not in ("", "BEGIN", "COMMIT"):
-                connection.execute(text(statement))
+    run_script(alembic_engine, script.stdout)
 
     assert tables(alembic_engine) == OUR_TABLES
     assert run_alembic("-x", f"url={plain(url)}", "check").returncode == 0
+
+
+def test_the_scripts_for_mysql_and_mariadb_name_their_own_collation() -> None:
+    for name, collation in (("mysql", "utf8mb4_0900_bin"), ("mariadb", "utf8mb4_nopad_bin")):
+        script = run_alembic("-x", f"url={name}://host/app", "upgrade", "head", "--sql").stdout
+        assert set(re.findall(r"COLLATE (\w+)", script)) == {collation}
+
+
+def test_the_url_may_say_that_it_is_a_mariadb(new_mysql: Callable[[], URL]) -> None:
+    """SQLAlchemy's name of the dialect is another one then."""
+    engine = create_engine(new_mysql())
+    named = create_engine(url_for_script(engine))
+    for one, other in ((engine, named), (named, engine)):
+        upgrade(one)
+        command.check(our_config(other))
+        saver = SQLAlchemySaver(other)
+        saved = saver.put(config_of("t"), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        assert SQLAlchemySaver(one).get_tuple(saved) == saver.get_tuple(saved)
+        downgrade(other, "base")
+        assert tables(one) == {VERSION_TABLE}
+    engine.dispose()
+    named.dispose()
 
 
 def test_the_host_keeps_its_own_version_table(alembic_engine: Engine) -> None:
@@ -161,6 +185,7 @@ def test_the_host_keeps_its_own_version_table(alembic_engine: Engine) -> None:
         assert connection.scalars(text(f"SELECT version_num FROM {VERSION_TABLE}")).all() == [HEAD]
 
 
+@pytest.mark.parametrize("url", SYNC[:2], ids=lambda backend: backend.dialect, indirect=True)
 def test_on_a_callers_connection_the_transaction_stays_the_callers(alembic_engine: Engine) -> None:
     with alembic_engine.connect() as connection:
         upgrade(connection)
@@ -224,18 +249,25 @@ with SQLAlchemySaver.from_conn_string(sys.argv[1], schema=sys.argv[2] or None) a
 
 @pytest.mark.parametrize(
     ("backend", "schema"),
-    [(SYNC[0], None), (SYNC[1], None), (SYNC[1], "agents")],
-    ids=["sqlite", "postgresql", "postgresql-schema"],
+    [(SYNC[0], None), (SYNC[1], None), (SYNC[1], "agents"), (SYNC[2], None), (SYNC[2], f"agents_{uuid4().hex}")],
+    ids=["sqlite", "postgresql", "postgresql-schema", "mysql", "mysql-schema"],
 )
 def test_several_processes_set_up_at_once(
     backend: Backend, schema: str | None, new_url: Callable[[Backend], URL]
 ) -> None:
     """Known fault elsewhere: of the first setup() calls from several workers at once, most fail."""
     url = new_url(backend)
-    command = [sys.executable, "-c", SETUP, plain(url), schema or ""]
+    # On MySQL a schema is one and the same, whichever database a connection is in.
+    other = new_url(backend) if schema and backend.dialect == "mysql" else url
     workers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(8)
+        subprocess.Popen(
+            [sys.executable, "-c", SETUP, plain(each), schema or ""],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for each in [url, other] * 4
     ]
     for worker in workers:
         assert worker.stdout is not None
@@ -249,6 +281,8 @@ def test_several_processes_set_up_at_once(
     assert [worker.returncode for worker in workers] == [0] * 8, "\n".join(errors)
     engine = create_engine(url)
     assert set(inspect(engine).get_table_names(schema=schema)) == OUR_TABLES
+    with engine.begin() as connection:
+        connection.execute(DropSchema(schema)) if schema and backend.dialect == "mysql" else None
     engine.dispose()
 
 
@@ -281,9 +315,12 @@ def test_several_threads_upgrade_a_database_each_at_once(backend: Backend, new_u
         engine.dispose()
 
 
-@pytest.fixture
-async def async_engine(new_url: Callable[[Backend], URL]) -> AsyncIterator[AsyncEngine]:
-    engine = create_async_engine(new_url(next(backend for backend in BACKENDS if backend.id == "asyncpg")))
+ASYNC = [backend for backend in BACKENDS if backend.id in ("asyncpg", "asyncmy")]
+
+
+@pytest.fixture(params=ASYNC, ids=lambda backend: backend.id)
+async def async_engine(request: pytest.FixtureRequest, new_url: Callable[[Backend], URL]) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(new_url(request.param))
     yield engine
     await engine.dispose()
 
@@ -317,6 +354,7 @@ async def test_a_blocking_upgrade_on_the_loop_of_an_awaited_one_is_an_error_and_
     engine.dispose()
 
 
+@pytest.mark.parametrize("async_engine", ASYNC[:1], ids=["asyncpg"], indirect=True)
 async def test_an_async_connections_transaction_stays_the_callers(async_engine: AsyncEngine) -> None:
     async with async_engine.connect() as connection:
         await aupgrade(connection)

@@ -67,7 +67,7 @@ async def test_no_statement_for_no_writes(client: Client, thread: str) -> None:
     assert statements == []
 
 
-@on("postgresql", "sqlite", "mysql")
+@on("postgresql", "sqlite")
 async def test_the_text_of_a_statement_does_not_depend_on_values_or_their_number(client: Client, thread: str) -> None:
     texts = []
     for number in (1, 5):
