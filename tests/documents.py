@@ -11,7 +11,8 @@ What happens to a block depends on its language; one in a language that is not k
 - `json`: parsed, and kept for the checks.
 - Sphinx's directives: built by `make docs`.
 
-`postgresql+psycopg://user:password@host/app`, with that driver or another, stands for the story's own database.
+`postgresql+psycopg://user:password@host/app`, with that driver or another of PostgreSQL's or MySQL's, stands for the
+story's own database.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ NOT_RUN = {
     "langgraph dev": "it runs until it is stopped; tests/test_server.py starts it",
 }
 
-_PLACEHOLDER = re.compile(r"(postgresql(?:\+\w+)?)://user:password@host/app")
+_PLACEHOLDER = re.compile(r"((?:postgresql|mysql)(?:\+\w+)?)://user:password@host/app")
 _ON_SQLITE = {"postgresql+asyncpg": "sqlite+aiosqlite"}
 
 

@@ -20,14 +20,16 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 import httpx
+import pymysql
 import pytest
 from alembic import command
 from alembic.config import Config
 from langchain.agents import create_agent
 from langchain.tools import tool
+from langgraph.checkpoint.mysql.pymysql import PyMySQLSaver
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.graph import START, StateGraph
 from sqlalchemy import URL, create_engine, inspect, text
@@ -42,8 +44,8 @@ from tests.documents import DIRECTIVES, NOT_RUN, ROOT, Block, Commands, Story, b
 
 T = TypeVar("T")
 
-POSTGRESQL, SQLITE = "postgresql", "sqlite"
-DRIVERS = {POSTGRESQL: "psycopg", SQLITE: "sqlite"}
+POSTGRESQL, SQLITE, MYSQL = "postgresql", "sqlite", "mysql"
+DRIVERS = {POSTGRESQL: "psycopg", SQLITE: "sqlite", MYSQL: "pymysql"}
 
 
 @tool
@@ -171,6 +173,37 @@ def check_the_six_ways(story: Story) -> None:
     assert inspect(story.names["engine"]).has_table("sa_checkpoint_adopted")
 
 
+def fill_theirs(story: Story) -> None:
+    """Threads that langgraph-checkpoint-mysql has stored."""
+    connection = pymysql.connect(
+        user=story.url.username,
+        password=story.url.password or "",
+        database=story.url.database,
+        autocommit=True,
+        **cast(Any, dict(story.url.query)),
+    )
+    theirs = PyMySQLSaver(connection)
+    theirs.setup()
+    story.give("theirs", theirs)
+    for thread_id in ("1", "2"):
+        graph = story.names["builder"].compile(checkpointer=theirs)
+        for question in ("sunny?", "and in Rome?"):
+            graph.invoke({"question": question}, {"configurable": {"thread_id": thread_id}})
+
+
+def check_copied(story: Story) -> None:
+    ours, theirs = story.names["saver"], story.names["theirs"]
+    for thread_id in ("1", "2"):
+        config: Any = {"configurable": {"thread_id": thread_id}}
+        copied, original = list(ours.list(config)), list(theirs.list(config))
+        assert len(copied) == len(original) == 6
+        for one, other in zip(copied, original, strict=True):
+            assert (one.config, one.parent_config) == (other.config, other.parent_config)
+            assert one.checkpoint == other.checkpoint
+            assert one.pending_writes == other.pending_writes
+    theirs.conn.close()
+
+
 def run_in_thread(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine where no event loop runs yet."""
     with ThreadPoolExecutor(1) as pool:
@@ -273,6 +306,7 @@ PAGES: dict[str, Page] = {
         prepare=set_up_theirs,
         check=check_the_six_ways,
     ),
+    "docs/guides/mysql.md": Page(given=("builder",), databases=(MYSQL,), prepare=fill_theirs, check=check_copied),
     "docs/guides/server.md": Page(databases=(POSTGRESQL,), check=check_server),
     "docs/guides/encryption.md": Page(given=("engine", "builder", "key"), migrated=True, check=check_encryption),
     "docs/explanation/values.md": Page(given=("engine",), migrated=True),
@@ -353,8 +387,8 @@ async def story(
     how.prepare(story)
     yield story
     await story.close()
-    with own.begin() as connection:
-        for role in how.roles:
+    for role in how.roles:
+        with own.begin() as connection:
             if connection.scalar(text("SELECT true FROM pg_roles WHERE rolname = :role"), {"role": role}):
                 connection.execute(text(f"DROP OWNED BY {role}"))
                 connection.execute(text(f"DROP ROLE {role}"))
