@@ -104,7 +104,8 @@ class MySQLStrategy(Statements, PortableStrategy):
 
     def check(self, connection: Connection) -> None:
         driver_connection: Any = connection.connection.dbapi_connection
-        charset = driver_connection.character_set_name()
+        name = getattr(driver_connection, "character_set_name", None)
+        charset = name() if name else driver_connection.charset  # mysql-connector-python
         if charset != "utf8mb4":
             raise UnsupportedDatabase(
                 f"The connection's character set is {charset}, which does not have every character: add "

@@ -110,7 +110,10 @@ def _is_autocommit(connection: Connection) -> bool:
 
 
 def is_in_transaction(connection: Connection) -> bool:
-    """Whether the driver knows of a transaction; what SQLAlchemy has begun may begin with the next statement only."""
+    """Whether the driver knows of a transaction; what SQLAlchemy has begun may begin with the next statement only.
+
+    A driver such as mysqlclient, which does not say, is taken to be in none.
+    """
     driver = _driver_connection(connection)
     if hasattr(driver, "in_transaction"):  # sqlite3, aiosqlite
         return bool(driver.in_transaction)
@@ -130,8 +133,12 @@ def _begin(connection: Connection) -> str:
 
 
 def _roll_back(connection: Connection) -> None:
-    """Roll back what is left, and let the error that led here be the one that is seen."""
-    if not connection.invalidated and is_in_transaction(connection):
+    """Roll back what is left, and let the error that led here be the one that is seen.
+
+    To PostgreSQL a ROLLBACK of nothing is a warning, and to SQLite an error; to others it is nothing.
+    """
+    says_so = connection.dialect.name in ("postgresql", "sqlite")
+    if not connection.invalidated and (is_in_transaction(connection) or not says_so):
         with suppress(DBAPIError):
             _execute(connection, "ROLLBACK")
 

@@ -7,6 +7,7 @@ Errors of the database and of SQLAlchemy are not wrapped: an unreachable server 
 from __future__ import annotations
 
 import asyncio
+import re
 
 from sqlalchemy.exc import DBAPIError
 
@@ -59,14 +60,16 @@ class MigrationUnderWay(CheckpointerError, RuntimeError):
     """Alembic is running already in this process, and cannot run a second migration inside the first."""
 
 
-# By what a database says: SQLSTATE for PostgreSQL (https://www.postgresql.org/docs/current/errcodes-appendix.html), the
-# error's number for MySQL and MariaDB (https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html).
-# undefined_table, undefined_column; ER_NO_SUCH_TABLE, ER_BAD_FIELD_ERROR
-_UNDEFINED = frozenset({"42P01", "42703", 1146, 1054})
+# By what a database says: SQLSTATE for PostgreSQL (https://www.postgresql.org/docs/current/errcodes-appendix.html) and
+# for ODBC, the error's number for MySQL and MariaDB
+# (https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html).
+# undefined_table, undefined_column; the same two of ODBC; ER_NO_SUCH_TABLE, ER_BAD_FIELD_ERROR
+_UNDEFINED = frozenset({"42P01", "42703", "42S02", "42S22", 1146, 1054})
 # unique_violation; ER_DUP_ENTRY
 _DUPLICATE = frozenset({"23505", 1062})
 # serialization_failure, deadlock_detected; ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT, ER_CHECKREAD
 _TRANSIENT = frozenset({"40001", "40P01", 1213, 1205, 1020})
+_DUCKDB_CONFLICT = "TransactionContext Error"
 _DIALECTS = frozenset({"sqlite", "postgresql", "mysql", "mariadb"})
 _SQLITE_UNDEFINED = ("no such table", "no such column", "has no column named")
 
@@ -100,13 +103,14 @@ def may_be_duplicate(error: DBAPIError, dialect: str) -> bool:
 
 def is_transient(error: DBAPIError) -> bool:
     """Whether the transaction failed only because of another one at the same time, and may be tried again."""
-    return _code(error) in _TRANSIENT
+    return _code(error) in _TRANSIENT or _DUCKDB_CONFLICT in str(error.orig)
 
 
 def _code(error: DBAPIError) -> str | int | None:
-    # The drivers of MySQL have a number as first argument; their `sqlstate`, where they have one, says less.
+    # The drivers of MySQL have a number as first argument; their `sqlstate`, where they have one, says less. pyodbc has
+    # the SQLSTATE there.
     first = next(iter(getattr(error.orig, "args", ())), None)
-    if isinstance(first, int):
+    if isinstance(first, int) or re.fullmatch("[0-9A-Z]{5}", str(first)):
         return first
     # psycopg and asyncpg say `sqlstate`, psycopg2 says `pgcode`.
     code: str | None = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)

@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 import psycopg
 import psycopg2.extensions  # type: ignore[import-untyped]
 import psycopg2.extras  # type: ignore[import-untyped]
-import pymysql.cursors  # type: ignore[import-untyped]
+import pymysql.cursors
 import pytest
 import sqlalchemy
 from psycopg.adapt import PyFormat
