@@ -143,3 +143,17 @@ class Lookups:
         columns = self.tables.checkpoints.c
         found = select(columns.checkpoint_id, json_to_text(columns.checkpoint).label("checkpoint"))
         return found.where(in_namespace(columns), in_list(columns.checkpoint_id, "ids"))
+
+    def are_there(self, executor: Executor, namespace: Parameters, ids: Sequence[str]) -> bool:
+        """Whether all these checkpoints are there still.
+
+        What belongs to a checkpoint is deleted in one transaction with it. So if it is there after all that has been
+        read, nothing is missing, though each statement may have seen another state of the database.
+        """
+        calls = (Call(self._ids, {**namespace, "ids": some}) for some in chunks(ids))
+        return sum(len(executor.fetch(call)) for call in calls) == len(set(ids))
+
+    @cached_property
+    def _ids(self) -> Executable:
+        columns = self.tables.checkpoints.c
+        return select(columns.checkpoint_id).where(in_namespace(columns), in_list(columns.checkpoint_id, "ids"))

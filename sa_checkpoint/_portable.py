@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
@@ -200,13 +200,21 @@ class PortableStrategy(Strategy):
     def read(
         self, executor: Executor, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None
     ) -> Rows:
-        targets = self._read_targets(executor, shape, stored_keys(parameters), filter or {})
-        columns = (*_TARGET, *_DOCUMENTS)
-        rows = [ReadRow(RowKind.CHECKPOINT, **{name: getattr(row, name) for name in columns}) for row in targets]
-        for found in by_namespace(targets):
-            rows += self._blobs_of(executor, found)
-            rows += self._writes_of(executor, found)
-        return rows
+        parameters = stored_keys(parameters)
+        while True:
+            targets = self._read_targets(executor, shape, parameters, filter or {})
+            columns = (*_TARGET, *_DOCUMENTS)
+            rows = [ReadRow(RowKind.CHECKPOINT, **{name: getattr(row, name) for name in columns}) for row in targets]
+            namespaces = by_namespace(targets)
+            for found in namespaces:
+                rows += self._blobs_of(executor, found)
+                rows += self._writes_of(executor, found)
+            if all(self._are_there(executor, found) for found in namespaces):
+                return rows
+
+    def _are_there(self, executor: Executor, targets: Sequence[Any]) -> bool:
+        ids = [row.checkpoint_id for row in targets]
+        return self._lookups.are_there(executor, namespace_of(targets[0]), ids)
 
     def _blobs_of(self, executor: Executor, targets: Sequence[Any]) -> Iterator[Any]:
         """The blobs that some checkpoints of one namespace name."""
@@ -218,8 +226,8 @@ class PortableStrategy(Strategy):
         namespace = namespace_of(targets[0])
         yield from self._lookups.writes(executor, namespace, [row.checkpoint_id for row in targets])
         # Before format 4, a checkpoint's sends were its parent's TASKS writes.
-        old = (row for row in targets if row.parent_checkpoint_id and load_json(row.checkpoint).get("v", 4) < 4)
-        children = list(old)
+        old = [row for row in targets if (load_json(row.checkpoint).get("v") or 4) < 4]
+        children = [row for row in old if row.parent_checkpoint_id]
         parents = sorted({row.parent_checkpoint_id for row in children})
         sends = [row for row in self._lookups.writes(executor, namespace, parents) if row.channel == TASKS]
         for child in children:
@@ -326,15 +334,15 @@ class PortableStrategy(Strategy):
         return statement
 
     def delta_history(self, executor: Executor, parameters: Parameters, channels: Sequence[str]) -> Rows:
-        return list(Walk(self._lookups, executor, stored_keys(parameters)).rows(channels))
+        return Walk(self._lookups, executor, stored_keys(parameters)).rows(channels)
 
 
-def by_namespace(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
+def by_namespace(rows: Sequence[Any]) -> list[Sequence[Any]]:
     """Rows of checkpoints, those of one namespace together."""
     found: dict[tuple[str, str], list[Any]] = {}
     for row in rows:
         found.setdefault((row.thread_id, row.checkpoint_ns), []).append(row)
-    return found.values()
+    return list(found.values())
 
 
 def _comes_after(key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:

@@ -232,10 +232,16 @@ class Walk:
         self.parameters = parameters
         self.namespace = {"thread": parameters["thread_id"], "namespace": parameters["checkpoint_ns"]}
 
-    def rows(self, channels: Sequence[str]) -> Iterator[Any]:
+    def rows(self, channels: Sequence[str]) -> Rows:
         """The rows of `delta_history`."""
-        parents = self._parents()
-        path = self._path(parents)
+        while True:
+            parents = self._parents()
+            rows = list(self._rows(channels, parents, self._path(parents)))
+            steps = {row.checkpoint_id for row in rows if row.kind == RowKind.ANCESTOR}
+            if self.lookups.are_there(self.executor, self.namespace, sorted(steps)):
+                return rows
+
+    def _rows(self, channels: Sequence[str], parents: Mapping[str, str | None], path: Sequence[str]) -> Iterator[Any]:
         missing = set(channels)
         for some in chunks(path):
             if not missing:

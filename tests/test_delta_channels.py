@@ -29,10 +29,10 @@ async def base_history(client: Client, config: Any, channels: Sequence[str]) -> 
 
 
 async def same_as_base(client: Client, config: Any, *channels: str) -> Any:
-    """The history, which has to be the base class's, in one statement; or in up to three for 200 ancestors and one."""
+    """The history, which has to be the base class's, in one statement, or in few."""
     with statements_of(client) as statements:
         history = await client.delta_history(config, channels)
-    assert len(statements) <= (1 if client.backend.strategy in ("postgresql", "sqlite") else 4)
+    assert len(statements) <= (1 if client.backend.strategy in ("postgresql", "sqlite") else 5)
     assert history == await base_history(client, config, channels)
     return history
 
@@ -184,7 +184,7 @@ async def test_two_thousand_ancestors_are_one_statement_or_few(client: Client, t
         )
     with statements_of(client) as statements:
         history = await client.delta_history(config_of(thread), ["a"])
-    assert len(statements) == (1 if client.backend.strategy in ("postgresql", "sqlite") else 31)
+    assert len(statements) == (1 if client.backend.strategy in ("postgresql", "sqlite") else 41)
     assert [task for task, _, _ in history["a"]["writes"]] == ids[:-1]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.serde.types import TASKS
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import IntegrityError
 
 from sa_checkpoint import SQLAlchemySaver
@@ -384,3 +385,32 @@ async def test_a_run_that_appends_meanwhile_loses_nothing(database: Database, th
         (found,) = await client.list(config_of(thread))
         assert found.metadata["step"] == 39
         assert len(keys_of(client, thread)["checkpoint_blobs"]) == 2
+
+
+@on("portable")
+async def test_what_is_pruned_while_it_is_read_in_several_statements_is_not_read_in_part(
+    database: Database, thread: str
+) -> None:
+    """Under READ COMMITTED each statement sees another state: the blobs may be gone, or the ancestors."""
+    if database.backend.is_async or database.backend.dialect != "mysql":
+        return
+    async with database.engine(isolation_level="READ COMMITTED") as engine, database.engine() as other:
+        client, pruning = (Client(saver_on(one), database.backend) for one in (engine, other))
+
+        @event.listens_for(engine, "after_cursor_execute")
+        def prune(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if "FROM checkpoints" in statement and not pruned:
+                pruned.append(statement)
+                pruning.saver.prune([thread], strategy="delete")
+
+        reads: list[tuple[Callable[[], Any], Any]] = [
+            (lambda: client.get_tuple(config_of(thread)), None),
+            (lambda: client.list(config_of(thread)), []),
+            (lambda: client.delta_history(config_of(thread), ["a"]), {"a": {"writes": []}}),
+        ]
+        for read, nothing in reads:
+            pruned = ["not yet"]
+            await put_chain(client, config_of(thread), "AB")
+            pruned.clear()
+            assert await read() == nothing
+            assert pruned
