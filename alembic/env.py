@@ -6,6 +6,8 @@ the schema of `-x schema=…`, else unqualified.
 
 import asyncio
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging.config import fileConfig
 from typing import Any
 
@@ -76,27 +78,34 @@ def run_offline() -> None:
         context.run_migrations()
 
 
+@contextmanager
+def taking_back_versions(connection: Connection, schema: str | None) -> Iterator[None]:
+    """Drop the version table, which Alembic begins with and MySQL commits, if nothing was to be changed."""
+    versions = Table(VERSION_TABLE, MetaData(), schema=schema)
+    is_new = connection.dialect.name in MYSQL and not inspect(connection).has_table(VERSION_TABLE, schema=schema)
+    try:
+        yield
+    except SchemaMismatch:
+        if is_new:
+            versions.drop(connection)
+        raise
+
+
 def run_on(bind: Engine | Connection) -> None:
     with warnings.catch_warnings(), _alembic.transaction(bind, SCHEMA) as connection:
         # Of our own index, which SQLAlchemy cannot see on SQLite.
         warnings.filterwarnings("ignore", ".*expression-based index '?checkpoints_run_id_idx")
         schema = schema_in(connection, SCHEMA)
-        versions = Table(VERSION_TABLE, MetaData(), schema=schema_of_versions(connection, SCHEMA))
-        has_versions = inspect(connection).has_table(VERSION_TABLE, schema=versions.schema)
+        schema_of_table = schema_of_versions(connection, SCHEMA)
         configure(
             compared_schema=None if schema == inspect(connection).default_schema_name else schema,
             connection=connection,
-            version_table_schema=versions.schema,
+            version_table_schema=schema_of_table,
         )
-        try:
-            with context.begin_transaction():
-                create_schema(context.get_context(), SCHEMA)
+        with context.begin_transaction():
+            create_schema(context.get_context(), SCHEMA)
+            with taking_back_versions(connection, schema_of_table):
                 context.run_migrations()
-        except SchemaMismatch:
-            # MySQL has committed what Alembic begins with.
-            if connection.dialect.name in MYSQL and not has_versions:
-                versions.drop(connection)
-            raise
 
 
 async def run_async(url: URL) -> None:

@@ -81,7 +81,7 @@ def _remedy(connection: Connection, is_langgraph: bool) -> str:
         return (
             "\nThey are those of langgraph-checkpoint-mysql, which cannot be taken over as they are. Put ours into "
             "another database on the server, which --schema or schema= names and the upgrade creates, and copy the "
-            "threads over: docs/guides/from-langgraph-mysql.md has the code."
+            "threads over: docs/guides/mysql.md has the code."
         )
     return "\nRename or drop them, or put the checkpoint tables into another schema or database, and upgrade again."
 

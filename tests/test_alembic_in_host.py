@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from alembic import command
@@ -28,12 +29,14 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.schema import DropSchema
 
 from sa_checkpoint import SQLAlchemySaver, migrations, models
 from sa_checkpoint.errors import MigrationUnderWay, SchemaOutOfDate
 from sa_checkpoint.migrations import HEAD, VERSION_TABLE
 from tests.backends import BACKENDS, Backend, Client, Database, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
+from tests.scripts import run_script, url_for_script
 
 ROOT = Path(__file__).parent.parent
 NOTE = "sa_checkpoint_adopted"
@@ -60,7 +63,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 # ------------------------------------------------------------------------------------------------------------ hosts
 
 MODELS = """
-from sqlalchemy import ForeignKey, MetaData
+from sqlalchemy import ForeignKey, MetaData, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -84,7 +87,7 @@ class Team(Base):
 class User(Base):
     __tablename__ = "users"
     id: Mapped[int] = mapped_column(primary_key=True)
-    email: Mapped[str] = mapped_column(index=True)
+    email: Mapped[str] = mapped_column(String(100), index=True)
     team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"))
 """
 HOST_TABLES = {"teams", "users", "alembic_version"}
@@ -208,10 +211,16 @@ class Host:
 
     def execute(self, *scripts: str) -> None:
         """Run scripts that `alembic --sql` has printed."""
-        with self.engine() as engine, engine.begin() as connection:
-            for statement in ";".join(scripts).split(";"):
-                if statement.strip() not in ("", "BEGIN", "COMMIT"):
-                    connection.exec_driver_sql(statement)
+        with self.engine() as engine:
+            run_script(engine, *scripts)
+
+    def url_for_script(self) -> str:
+        """The URL for `alembic --sql`, in alembic.ini, too."""
+        with self.engine() as engine:
+            url = url_for_script(engine).render_as_string(hide_password=False)
+        in_ini = url.replace("%", "%%").replace("\\", r"\\")
+        self.edit("alembic.ini", "^sqlalchemy.url = .*$", f"sqlalchemy.url = {in_ini}")
+        return url
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +279,12 @@ def schema_of(connection: Connection, schema: str | None = None) -> dict[str, An
     Those follow the host's naming convention in the host's own lineage, as Alembic has it.
     """
     inspector = inspect(connection)
-    if connection.dialect.name == "sqlite":
+    if connection.dialect.name == "mysql":
+        indexes = text(
+            "SELECT table_name, index_name FROM information_schema.statistics "
+            "WHERE table_schema = coalesce(:schema, database()) AND index_name != 'PRIMARY'"
+        ).bindparams(schema=schema)
+    elif connection.dialect.name == "sqlite":
         # The inspector does not see indexes on expressions.
         indexes = text("SELECT tbl_name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL")
     else:
@@ -299,7 +313,7 @@ def schema_of(connection: Connection, schema: str | None = None) -> dict[str, An
 def expected(new_url: Callable[[Backend], URL]) -> Callable[[Backend], dict[str, Any]]:
     """The tables as `migrations.upgrade` makes them, by dialect."""
     schemas = {}
-    for backend in (BY_ID["sqlite"], BY_ID["psycopg"]):
+    for backend in (BY_ID["sqlite"], BY_ID["psycopg"], BY_ID["pymysql"]):
         engine = create_engine(new_url(backend))
         migrations.upgrade(engine)
         with engine.connect() as connection:
@@ -336,7 +350,7 @@ def adopt(engine: Engine) -> None:
 # -------------------------------------------------------------------------------- (a) a lineage beside the host's
 
 
-@on("sqlite", "psycopg")
+@on("sqlite", "psycopg", "pymysql")
 def test_beside_the_hosts_lineage_the_one_line_keeps_autogenerate_away(backend: Backend, new_host: NewHost) -> None:
     host = new_host(backend)
     host.alembic("upgrade", "head")
@@ -352,12 +366,12 @@ def test_beside_the_hosts_lineage_the_one_line_keeps_autogenerate_away(backend: 
     assert {name for operation, name in without_it if operation == "drop_table"} == ours
 
 
-@on("sqlite", "psycopg")
+@on("sqlite", "psycopg", "pymysql")
 def test_beside_the_hosts_lineage_the_scripts_make_the_same_tables(
     backend: Backend, new_host: NewHost, expected: Callable[[Backend], Any]
 ) -> None:
     host = new_host(backend)
-    url = host.url.render_as_string(hide_password=False)
+    url = host.url_for_script()
 
     scripts = at_once(
         partial(host.alembic, "upgrade", "head", "--sql"),
@@ -376,20 +390,23 @@ def test_beside_the_hosts_lineage_the_scripts_make_the_same_tables(
 # --------------------------------------------------------------------------------- (b) a branch of the host's lineage
 
 
+BRANCHES = ("sqlite", "psycopg", "pymysql", "aiosqlite", "asyncpg", "asyncmy")
+
+
 @pytest.fixture(scope="module")
 def branches(new_host: NewHost) -> dict[str, Host]:
     """Hosts by each of Alembic's templates that have added our branch and upgraded once, by their backend.
 
     The tests leave them as they are, but for the one of our own commands, which comes last.
     """
-    hosts = {id: new_host(BY_ID[id]) for id in ("sqlite", "psycopg", "aiosqlite", "asyncpg")}
+    hosts = {id: new_host(BY_ID[id]) for id in BRANCHES}
     for host in hosts.values():
         host.add_branch()
     at_once(*(partial(host.alembic, "upgrade", "heads") for host in hosts.values()))
     return hosts
 
 
-@pytest.fixture(params=["sqlite", "psycopg", "aiosqlite", "asyncpg"])
+@pytest.fixture(params=BRANCHES)
 def branch(request: pytest.FixtureRequest, branches: dict[str, Host]) -> Host:
     """Each of them in turn."""
     return branches[request.param]
@@ -457,7 +474,7 @@ def test_beside_a_branch_the_host_goes_on_in_its_own_folder(backend: Backend, ne
         migrations.check(engine)
 
 
-@on("sqlite", "psycopg")
+@on("sqlite", "psycopg", "pymysql")
 def test_a_host_revision_that_depends_on_ours_brings_it_along(backend: Backend, new_host: NewHost) -> None:
     host = new_host(backend)
     host.add_branch()
@@ -495,12 +512,13 @@ def test_a_dependency_on_our_label_means_the_first_of_our_revisions(backend: Bac
     assert host.schema()["checkpoints"]["indexes"] == []
 
 
-@on("sqlite", "psycopg")
+@on("sqlite", "psycopg", "pymysql")
 def test_the_script_of_a_branch_makes_the_same_tables(
     backend: Backend, new_host: NewHost, expected: Callable[[Backend], Any]
 ) -> None:
     host = new_host(backend)
     host.add_branch()
+    host.url_for_script()
 
     script = host.alembic("upgrade", "heads", "--sql")
     assert host.tables() == set()
@@ -524,7 +542,7 @@ def test_the_script_of_a_branch_makes_its_tables_in_the_schema(
     assert host.schema("agents") == expected(backend)
 
 
-@on("psycopg")
+@on("psycopg", "pymysql")
 def test_a_lineage_beside_the_hosts_becomes_a_branch_of_it_without_losing_a_row(
     backend: Backend, new_host: NewHost
 ) -> None:
@@ -542,47 +560,52 @@ def test_a_lineage_beside_the_hosts_becomes_a_branch_of_it_without_losing_a_row(
         assert found.checkpoint["channel_values"] == {"a": [1]}
 
 
-@on("psycopg")
+@on("psycopg", "pymysql")
 async def test_a_branch_makes_its_tables_in_the_schema_that_env_py_names(
     backend: Backend, new_host: NewHost, expected: Callable[[Backend], Any]
 ) -> None:
+    schema = f"agents_{uuid4().hex}"
     host = new_host(
         backend,
-        include_name='partial(migrations.include_name, schema="agents")',
-        include_schemas="True",
-        sa_checkpoint_schema='"agents"',
+        include_name=f'partial(migrations.include_name, schema="{schema}")',
+        # On MySQL they are all that the server has.
+        include_schemas=str(backend.dialect != "mysql"),
+        sa_checkpoint_schema=f'"{schema}"',
     )
     host.edit("alembic/env.py", "^from models import Base$", r"from functools import partial\n\n\g<0>")
     host.add_branch()
 
     host.alembic("upgrade", "heads")
     assert host.tables() == HOST_TABLES
-    assert host.tables("agents") == CHECKPOINT_TABLES
-    assert host.schema("agents") == expected(backend)
+    assert host.tables(schema) == CHECKPOINT_TABLES
+    assert host.schema(schema) == expected(backend)
     assert UP_TO_DATE in host.alembic("check")
     async with host.bind() as bind:
-        assert await call(bind, "current", schema="agents") == HEAD
-        await call(bind, "check", schema="agents")
-        await use_a_saver(bind, backend, schema="agents")
+        assert await call(bind, "current", schema=schema) == HEAD
+        await call(bind, "check", schema=schema)
+        await use_a_saver(bind, backend, schema=schema)
 
     host.alembic("downgrade", "sa_checkpoint@base")
-    assert host.tables("agents") == set()
+    assert host.tables(schema) == set()
+    with host.engine() as engine, engine.begin() as connection:
+        connection.execute(DropSchema(schema))
 
 
 # ----------------------------------------------------------------------------------- (c) revisions that the host makes
 
 
-@on("sqlite", "psycopg")
+@on("sqlite", "psycopg", "pymysql")
 async def test_the_hosts_own_revisions_make_the_same_tables_once(
     backend: Backend, new_host: NewHost, expected: Callable[[Backend], Any]
 ) -> None:
-    host = new_host(backend, include_name=None)
+    host = new_host(backend, include_name=None, compare_server_default="True")
     both = "import sa_checkpoint\n\ntarget_metadata = [Base.metadata, sa_checkpoint.metadata]"
     host.edit("alembic/env.py", r"^target_metadata = Base\.metadata$", both)
     host.alembic("upgrade", "head")
 
+    can_index = backend.dialect != "mysql"
     assert sorted(host.autogenerate("app_0002")) == [
-        ("create_index", "checkpoints_run_id_idx"),
+        *([("create_index", "checkpoints_run_id_idx")] if can_index else []),
         *(("create_table", name) for name in sorted(CHECKPOINT_TABLES)),
     ]
     host.alembic("upgrade", "head")
@@ -591,6 +614,7 @@ async def test_the_hosts_own_revisions_make_the_same_tables_once(
     assert host.schema() == expected(backend)
     assert UP_TO_DATE in host.alembic("check")
     assert host.autogenerate("app_0003") == []
+    assert "sa_checkpoint" not in (host.versions / "app_0003_generated.py").read_text()
     async with host.bind() as bind:
         assert await call(bind, "current") is None
         await call(bind, "check")
@@ -608,7 +632,7 @@ def dropped(engine: Engine, **options: Any) -> set[str]:
     return {item.fullname for operation, item in differences if operation == "remove_table"}
 
 
-@on("sqlite", "psycopg")
+@on("sqlite", "psycopg", "pymysql")
 def test_include_name_is_composed_with_a_rule_of_the_hosts(backend: Backend, new_url: Callable[[Backend], URL]) -> None:
     engine = create_engine(new_url(backend))
     migrations.upgrade(engine)
@@ -658,7 +682,7 @@ def in_this_process(host: Host) -> Iterator[Config]:
         sys.modules.pop("models", None)
 
 
-@on("sqlite", "psycopg")
+@on("sqlite", "psycopg", "pymysql")
 @pytest.mark.parametrize("code", ["migrations.upgrade(op.get_bind())", "SQLAlchemySaver(op.get_bind()).setup()"])
 def test_an_upgrade_inside_a_revision_is_an_error_and_does_no_harm(
     backend: Backend, new_host: NewHost, code: str
@@ -672,9 +696,9 @@ def test_an_upgrade_inside_a_revision_is_an_error_and_does_no_harm(
             command.upgrade(config, "head")
 
         assert host.revisions() == {"app_0001"}
-        # Alembic's migrations of SQLite are not transactions.
+        # Alembic's migrations of SQLite and MySQL are not transactions.
         assert host.tables() - {"early"} == HOST_TABLES
-        assert ("early" in host.tables()) is (backend.dialect == "sqlite")
+        assert ("early" in host.tables()) is (backend.dialect != "postgresql")
 
         migrations.upgrade(engine)
         host.write_revision()
@@ -685,7 +709,7 @@ def test_an_upgrade_inside_a_revision_is_an_error_and_does_no_harm(
         assert host.tables() == {"alembic_version", VERSION_TABLE} | ({"early"} & host.tables())
 
 
-@on("sqlite", "psycopg")
+@on("sqlite", "psycopg", "pymysql")
 @pytest.mark.parametrize("place", ["^config = context.config$", r"\Z"], ids=["beginning", "end"])
 def test_an_upgrade_inside_env_py_is_an_error_and_does_no_harm(backend: Backend, new_host: NewHost, place: str) -> None:
     host = new_host(backend)

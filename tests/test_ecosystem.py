@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import sqlmodel
-from sqlalchemy import MetaData, NullPool, func, select
+from sqlalchemy import MetaData, NullPool, String, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
-from sqlalchemy.orm import Mapped, sessionmaker
+from sqlalchemy.orm import Mapped, mapped_column, sessionmaker
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from tests.backends import Client, Database, done, entered, saver_on
@@ -40,7 +40,7 @@ class Chat(BigIntBase):
 
     __tablename__ = "chats"
 
-    name: Mapped[str]
+    name: Mapped[str] = mapped_column(String(100))
 
 
 class ChatRepository(SQLAlchemySyncRepository[Chat]):
