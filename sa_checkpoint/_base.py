@@ -30,7 +30,7 @@ from sa_checkpoint._cancellation import Cancellation
 from sa_checkpoint._execution import Operation, strategy_for
 from sa_checkpoint._operations import Listing
 from sa_checkpoint._schema import check_schema
-from sa_checkpoint.errors import SchemaOutOfDate, is_schema_error, is_transient, may_be_duplicate
+from sa_checkpoint.errors import SchemaOutOfDate, is_locked, is_schema_error, is_transient, may_be_duplicate
 
 T = TypeVar("T")
 
@@ -92,11 +92,12 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
         raise AssertionError("unreachable")
 
     def _may_try_again(self, connection: Connection, error: DBAPIError) -> bool:
+        dialect = connection.dialect.name
+        looks_first = strategy_for(dialect, self._schema).looks_first
         if isinstance(error, IntegrityError):
             # Also in a transaction of the caller's, which the savepoint has left as it was.
-            dialect = connection.dialect.name
-            return strategy_for(dialect, self._schema).looks_first and may_be_duplicate(error, dialect)
-        return connection.closed and is_transient(error)
+            return looks_first and may_be_duplicate(error, dialect)
+        return connection.closed and (is_transient(error) or (looks_first and is_locked(error)))
 
     def _out_of_date(self, error: DBAPIError, cancellation: Cancellation) -> SchemaOutOfDate:
         with self._bind.connect(cancellation, writes=False) as connection:

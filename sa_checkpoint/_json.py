@@ -14,6 +14,8 @@ from typing import Any
 from sa_checkpoint._text import is_storable_text
 from sa_checkpoint.errors import InvalidValue
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
 # In JSON text, a float with an exponent, or a string that looks like one.
 _EXPONENT = re.compile(r"\de[+-]\d")
 
@@ -29,7 +31,7 @@ def dump_json(what: str, value: Mapping[str, Any]) -> str:
         InvalidValue: Some value is not JSON, or not a number or text that JSON columns hold. The message has its path.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _ENCODER.encode(value)
         if _EXPONENT.search(text):
             text = _dump_without_exponents(value)
         # A NUL is written as an escape, and so is the harmless text backslash-u0000: the slow look tells them apart.

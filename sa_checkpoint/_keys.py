@@ -8,7 +8,6 @@ own: of those a hash is the key where they are too long, and they themselves are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
@@ -25,8 +24,8 @@ LENGTHS: Mapping[str, int] = {
 }
 """How many characters the column of a key has."""
 
-# What a parameter's name may have before the column's.
-_PREFIX = re.compile("^(after|key|parent)_")
+# The column of a parameter, by its name: that of the column, perhaps with a prefix.
+_COLUMNS = {prefix + name: name for name in LENGTHS for prefix in ("", "after_", "key_", "parent_")}
 
 HASHED = frozenset({"checkpoint_ns", "channel", "version"})
 
@@ -66,8 +65,7 @@ def stored_keys(parameters: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidConfig: One is too long.
     """
-    return {name: _stored(_PREFIX.sub("", name), value) for name, value in parameters.items()}
-
-
-def _stored(name: str, value: Any) -> Any:
-    return stored_key(name, value) if name in LENGTHS and value is not None else value
+    return {
+        name: stored_key(_COLUMNS[name], value) if value is not None and name in _COLUMNS else value
+        for name, value in parameters.items()
+    }

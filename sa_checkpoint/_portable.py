@@ -4,8 +4,7 @@ What other strategies ask the database, this one reads and finds out in Python. 
 a strategy of their own.
 
 A row that may be there is looked for before it is inserted. If another transaction inserts it in between, the database
-refuses ours, and the whole operation is done again. An operation begins with an UPDATE, even one that changes nothing:
-it lets others wait that write the same rows, and SQLite does not let a transaction write that began with reading.
+refuses ours, and the whole operation is done again.
 """
 
 from __future__ import annotations
@@ -124,11 +123,11 @@ class PortableStrategy(Strategy):
             executor.run(Call(insert(self.tables.blobs), missing))
 
     def _put_checkpoint(self, executor: Executor, row: Parameters) -> None:
-        # SQLAlchemy takes parameters named like columns for values to set.
-        key = {f"key_{name}": row[name] for name in _CHECKPOINT}
-        executor.run(Call(self._update_checkpoint, {**key, **{name: row[name] for name in _DOCUMENTS}}))
-        # Not all drivers say how many rows that were.
-        if not executor.fetch(Call(self._find_checkpoint, {name: row[name] for name in _CHECKPOINT})):
+        if executor.fetch(Call(self._find_checkpoint, {name: row[name] for name in _CHECKPOINT})):
+            # SQLAlchemy takes parameters named like columns for values to set.
+            key = {f"key_{name}": row[name] for name in _CHECKPOINT}
+            executor.run(Call(self._update_checkpoint, {**key, **{name: row[name] for name in _DOCUMENTS}}))
+        else:
             executor.run(Call(self._insert_checkpoint, row))
 
     @cached_property
@@ -152,22 +151,15 @@ class PortableStrategy(Strategy):
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
         task = stored_keys(task)
-        key = {f"key_{name}": task[name] for name in _TASK}
-        executor.run(Call(self._hold_writes, key))
         found = {row.idx for row in executor.fetch(Call(self._find_writes, {name: task[name] for name in _TASK}))}
         old = [write for write in writes if write["idx"] in found]
         new = [{**task, **write} for write in writes if write["idx"] not in found]
         if old and replace:
+            key = {f"key_{name}": task[name] for name in _TASK}
             values = [{"key_idx": write["idx"], **{name: write[name] for name in _VALUE}} for write in old]
             executor.run(Call(self._update_writes, [{**key, **value} for value in values]))
         if new:
             executor.run(Call(insert(self.tables.writes), new))
-
-    @cached_property
-    def _hold_writes(self) -> Executable:
-        table = self.tables.writes
-        is_of_task = and_(*(table.c[name] == text_parameter(f"key_{name}") for name in _TASK))
-        return update(table).where(is_of_task).values(task_id=table.c.task_id)
 
     @cached_property
     def _find_writes(self) -> Executable:

@@ -106,6 +106,11 @@ def is_transient(error: DBAPIError) -> bool:
     return _code(error) in _TRANSIENT or _DUCKDB_CONFLICT in str(error.orig)
 
 
+def is_locked(error: DBAPIError) -> bool:
+    """Whether SQLite did not let a transaction write, perhaps because it began with reading."""
+    return "database is locked" in str(error.orig)
+
+
 def _code(error: DBAPIError) -> str | int | None:
     # The drivers of MySQL have a number as first argument; their `sqlstate`, where they have one, says less. pyodbc has
     # the SQLSTATE there.

@@ -231,7 +231,7 @@ def slow_database(backend: Backend, new_url: Callable[[Backend], URL]) -> Iterat
 
 
 # InnoDB locks the gap in which a row is looked for before it is inserted.
-@on(*(backend for backend in SERVERS if not (backend.is_portable and backend.dialect == "mysql")))
+@on(*SERVERS)
 async def test_operations_wait_in_the_database_side_by_side(slow_database: Database) -> None:
     """Known fault elsewhere: a lock in the saver lets one operation at a time use the pool."""
     async with pooled(slow_database) as client:
