@@ -67,8 +67,10 @@ def configure(compared_schema: str | None = SCHEMA, **options: object) -> None:
 
 
 def run_offline() -> None:
+    url = database_url() if BIND is None else BIND.engine.url
+    _alembic.know_dialect(url.get_dialect()())
     configure(
-        url=database_url() if BIND is None else BIND.engine.url,
+        url=url,
         version_table_schema=SCHEMA,
         literal_binds=True,
         dialect_opts={"paramstyle": "named"},
@@ -95,6 +97,7 @@ def run_on(bind: Engine | Connection) -> None:
     with warnings.catch_warnings(), _alembic.transaction(bind, SCHEMA) as connection:
         # Of our own index, which SQLAlchemy cannot see on SQLite.
         warnings.filterwarnings("ignore", ".*expression-based index '?checkpoints_run_id_idx")
+        _alembic.know_dialect(connection.dialect)
         schema = schema_in(connection, SCHEMA)
         schema_of_table = schema_of_versions(connection, SCHEMA)
         configure(

@@ -12,7 +12,8 @@ from typing import Any
 
 from alembic import command, context
 from alembic.config import Config
-from sqlalchemy import BigInteger, Connection, Engine, func, literal, select
+from alembic.ddl.impl import DefaultImpl
+from sqlalchemy import BigInteger, Connection, Dialect, Engine, func, literal, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
@@ -21,7 +22,7 @@ from sa_checkpoint._binds import Bind, async_bind, running_loop, sync_bind
 from sa_checkpoint._cancellation import Cancellation, finished
 from sa_checkpoint._schema import check_schema, schema_in
 from sa_checkpoint._types import MYSQL
-from sa_checkpoint.errors import InvalidBind, MigrationUnderWay, SyncCallOnEventLoop
+from sa_checkpoint.errors import InvalidBind, MigrationUnderWay, SyncCallOnEventLoop, UnsupportedDatabase
 
 Job = Callable[[Config], Any]
 """A command of Alembic's, to be run with a Config."""
@@ -32,6 +33,8 @@ _ADVISORY_LOCK = int.from_bytes(b"sa_check", "big")
 # Alembic keeps the migration that is under way in module globals, so a process can run only one at a time.
 _PROCESS_LOCK = Lock()
 _POLL_SECONDS = 0.01
+# An execution option of a connection that is in a transaction of ours with the lock.
+_PREPARED = "sa_checkpoint_prepared"
 # MySQL waits without end for a negative number, MariaDB does not.
 _LONG_SECONDS = 365 * 24 * 3600
 # The event loop that the lock's holder runs on, if it does.
@@ -179,12 +182,15 @@ def transaction(bind: Engine | Connection, schema: str | None, *, waits: bool = 
         waits: Whether to wait in the database for another migration to end.
     """
     if isinstance(bind, Connection):
+        if bind.get_execution_options().get(_PREPARED):  # env.py, on what this has yielded before
+            yield bind
+            return
         with _callers(bind, schema, waits=waits):
             yield bind
         return
     dialect = bind.dialect.name
     # Whatever the application has set, a server-side cursor is for queries only.
-    with bind.connect().execution_options(**_transactions.BUFFERED) as connection:
+    with bind.connect().execution_options(**_transactions.BUFFERED, **{_PREPARED: True}) as connection:
         if dialect in MYSQL:
             with _without_transaction(connection, schema, waits=waits):
                 yield connection
@@ -247,6 +253,7 @@ def _without_transaction(connection: Connection, schema: str | None, *, waits: b
     Raises:
         _AnotherMigration: The lock is not free, and nobody waits.
     """
+    _check_server(connection)
     # Names are the server's, and of at most 64 characters.
     name = func.sha1(func.concat("sa_checkpoint ", func.coalesce(schema_in(connection, schema), func.database(), "")))
     if not connection.scalar(select(func.get_lock(name, _LONG_SECONDS if waits else 0))):
@@ -263,3 +270,28 @@ def _without_transaction(connection: Connection, schema: str | None, *, waits: b
         if not connection.invalidated:
             with suppress(DBAPIError):
                 connection.execute(select(func.release_lock(name)))
+
+
+def _check_server(connection: Connection) -> None:
+    """Refuse a MySQL or MariaDB that lacks JSON_TABLE, or a collation that compares as bytes without padding."""
+    is_mariadb = getattr(connection.dialect, "is_mariadb", False)
+    oldest = (10, 6) if is_mariadb else (8, 0, 17)
+    version = connection.dialect.server_version_info
+    if version is not None and version < oldest:
+        found, needed = (".".join(map(str, numbers)) for numbers in (version, oldest))
+        raise UnsupportedDatabase(
+            f"This is {'MariaDB' if is_mariadb else 'MySQL'} {found}, and checkpoint tables need {needed} or later: "
+            "upgrade the server, or use another one."
+        )
+
+
+def know_dialect(dialect: Dialect) -> None:
+    """Have Alembic run on a dialect that it has no rules for, with its default ones.
+
+    Args:
+        dialect: SQLAlchemy's, of any database.
+    """
+    try:
+        DefaultImpl.get_by_dialect(dialect)
+    except KeyError:
+        type("OtherImpl", (DefaultImpl,), {"__dialect__": dialect.name})  # which registers it

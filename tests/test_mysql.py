@@ -13,9 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langgraph.checkpoint.serde.types import ERROR
 from sqlalchemy import URL, Connection, create_engine, event, text
+from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.schema import CreateTable
 
-from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver, _filters
+from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver, _filters, metadata, migrations
+from sa_checkpoint._mysql import MySQLStrategy
+from sa_checkpoint._strategy import ReadShape
+from sa_checkpoint._tables import tables_in
 from sa_checkpoint.errors import InvalidConfig, UnsupportedDatabase
 from tests.backends import BACKENDS, Backend, Client, Database, on, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
@@ -181,6 +186,37 @@ async def test_a_character_set_that_loses_characters_is_refused(database: Databa
         client = Client(saver_on(engine), database.backend)
         with pytest.raises(UnsupportedDatabase, match=r"charset=utf8mb4"):
             await client.put(config_of("t"), checkpoint_of(), {}, {})
+
+
+@on_mysql
+@pytest.mark.parametrize(("is_mariadb", "version"), [(True, (10, 5, 27)), (False, (8, 0, 16)), (False, (5, 7, 44))])
+def test_a_server_that_is_too_old_is_refused_by_the_upgrade(
+    database: Database, monkeypatch: pytest.MonkeyPatch, is_mariadb: bool, version: tuple[int, ...]
+) -> None:
+    """There is none to try it on: what the dialect has found out is all that decides."""
+    engine = create_engine(with_sync_driver(database.url))
+    with engine.connect():
+        monkeypatch.setattr(engine.dialect, "is_mariadb", is_mariadb)
+        monkeypatch.setattr(engine.dialect, "server_version_info", version)
+    with pytest.raises(UnsupportedDatabase, match="upgrade the server"):
+        migrations.upgrade(engine)
+    engine.dispose()
+
+
+def compiled(statement: Any, dialect: Any) -> str:
+    return str(statement.compile(dialect=dialect))
+
+
+def test_mysqls_own_words_are_used_where_they_differ_from_mariadbs() -> None:
+    dialect = mysql.dialect()
+    dialect._requires_alias_for_on_duplicate_key = True
+    strategy = MySQLStrategy(tables_in(None))
+    tables = [str(CreateTable(table).compile(dialect=dialect)) for table in metadata.sorted_tables]
+    assert all("utf8mb4_0900_bin" in table and "nopad" not in table for table in tables)
+    put = compiled(strategy._build_put_checkpoint(), dialect)
+    assert "AS new ON DUPLICATE KEY UPDATE checkpoint = new.checkpoint" in put
+    read = compiled(strategy._build_read(ReadShape(many=True)), dialect)
+    assert "COLLATE utf8mb4_0900_bin PATH" in read
 
 
 # ------------------------------------------------------------------------------- isolation, deadlocks, and lock waits
