@@ -49,7 +49,7 @@ class Backend:
         return self.is_portable or self.dialect == "mysql"
 
 
-def on(*strategies: str) -> pytest.MarkDecorator:
+def on_strategies(*strategies: str) -> pytest.MarkDecorator:
     """Run a test on the backends with these strategies only."""
     chosen = [backend for backend in BACKENDS if backend.strategy in strategies]
     # Indirect, so that the fixtures that are made from a backend are made anew for each.

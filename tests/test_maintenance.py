@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sa_checkpoint import SQLAlchemySaver
 from sa_checkpoint.errors import InvalidValue, ThreadExists
-from tests.backends import BACKENDS, Client, Database, on, saver_on
+from tests.backends import BACKENDS, Client, Database, on_strategies, saver_on
 from tests.checkpoints import checkpoint_of, config_of
 from tests.rows import connection_of, keys_of, statements_of
 
@@ -100,7 +100,7 @@ async def test_a_run_id_may_be_of_any_length(client: Client, thread: str) -> Non
     assert keys_of(client, thread) == NOTHING
 
 
-@on("postgresql", "sqlite")
+@on_strategies("postgresql", "sqlite")
 async def test_runs_are_found_by_the_index(client: Client, thread: str) -> None:
     with connection_of(client) as connection:
         is_sqlite = connection.dialect.name == "sqlite"
@@ -387,7 +387,7 @@ async def test_a_run_that_appends_meanwhile_loses_nothing(database: Database, th
         assert len(keys_of(client, thread)["checkpoint_blobs"]) == 2
 
 
-@on("portable")
+@on_strategies("portable")
 async def test_what_is_pruned_while_it_is_read_in_several_statements_is_not_read_in_part(
     database: Database, thread: str
 ) -> None:

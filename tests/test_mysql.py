@@ -22,14 +22,14 @@ from sa_checkpoint._mysql import MySQLStrategy
 from sa_checkpoint._strategy import ReadShape
 from sa_checkpoint._tables import tables_in
 from sa_checkpoint.errors import InvalidConfig, UnsupportedDatabase
-from tests.backends import BACKENDS, Backend, Client, Database, on, saver_on, with_sync_driver
+from tests.backends import BACKENDS, Backend, Client, Database, on_strategies, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import sync_engine_of
 from tests.rows import connection_of, keys_of
 from tests.usage import use, use_graphs
 
-on_mysql = on("mysql")
-on_limited_keys = on("mysql", "portable")
+on_mysql = on_strategies("mysql")
+on_limited_keys = on_strategies("mysql", "portable")
 
 SCRIPTS = ["a", "é", "汉", "😀"]
 
@@ -146,11 +146,11 @@ def set_variables(engine: Any, **variables: Any) -> None:
 MODES = ["", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "ANSI,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT,TRADITIONAL"]
 
 
-@on("mysql", "portable")
+@on_strategies("mysql", "portable")
 @pytest.mark.parametrize("sql_mode", MODES)
 async def test_every_method_works_in_any_sql_mode(database: Database, thread: str, sql_mode: str) -> None:
     """asyncmy escapes bytes with backslashes whatever the mode is, and they would be others in the database."""
-    if database.backend.dialect != "mysql" or (database.backend.is_portable and "NO_BACKSLASH" in sql_mode):
+    if database.backend.dialect != "mysql":
         return
     async with database.engine() as engine:
         set_variables(engine, sql_mode=sql_mode)
@@ -222,7 +222,7 @@ def test_mysqls_own_words_are_used_where_they_differ_from_mariadbs() -> None:
 # ------------------------------------------------------------------------------- isolation, deadlocks, and lock waits
 
 
-@on("mysql", "portable")
+@on_strategies("mysql", "portable")
 @pytest.mark.parametrize("isolation_level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 async def test_sixteen_writers_of_the_same_rows_succeed(database: Database, thread: str, isolation_level: str) -> None:
     """InnoDB lets one of two that insert the same rows fail with a deadlock; nobody sees that."""

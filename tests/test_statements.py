@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.backends import Client, on
+from tests.backends import Client, on_strategies
 from tests.checkpoints import checkpoint_of, config_of
 from tests.rows import statements_of
 
@@ -49,7 +49,7 @@ async def test_how_many_statements_each_operation_is(client: Client, thread: str
     assert len(statements) == expected["delete_thread"]
 
 
-@on("postgresql", "sqlite", "mysql")
+@on_strategies("postgresql", "sqlite", "mysql")
 async def test_an_old_checkpoint_and_its_pending_sends_are_one_statement(client: Client, thread: str) -> None:
     parent = await client.put(config_of(thread), checkpoint_of(v=1), {}, {})
     await client.put_writes(parent, [("__pregel_tasks", "send")], "task")
@@ -67,7 +67,7 @@ async def test_no_statement_for_no_writes(client: Client, thread: str) -> None:
     assert statements == []
 
 
-@on("postgresql", "sqlite")
+@on_strategies("postgresql", "sqlite")
 async def test_the_text_of_a_statement_does_not_depend_on_values_or_their_number(client: Client, thread: str) -> None:
     texts = []
     for number in (1, 5):
@@ -83,7 +83,7 @@ async def test_the_text_of_a_statement_does_not_depend_on_values_or_their_number
     assert texts[0] == texts[1]
 
 
-@on("postgresql", "sqlite", "mysql")
+@on_strategies("postgresql", "sqlite", "mysql")
 async def test_a_page_of_a_list_is_one_statement(client: Client, thread: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sa_checkpoint._operations.PAGE_SIZE", 4)
     config = config_of(thread)
