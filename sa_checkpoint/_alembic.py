@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from hashlib import sha1
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -222,6 +223,8 @@ def _callers(connection: Connection, schema: str | None, *, waits: bool) -> Iter
                 _lock(connection, waits=waits)
             yield
         return
+    # PyMySQL learns of a transaction from what is not a query only.
+    connection.exec_driver_sql("DO 0")
     if _transactions.is_in_transaction(connection):
         raise InvalidBind(
             "This connection is in a transaction, and MySQL and MariaDB commit one with every CREATE TABLE: commit or "
@@ -255,7 +258,8 @@ def _without_transaction(connection: Connection, schema: str | None, *, waits: b
     """
     _check_server(connection)
     # Names are the server's, and of at most 64 characters.
-    name = func.sha1(func.concat("sa_checkpoint ", func.coalesce(schema_in(connection, schema), func.database(), "")))
+    database = schema_in(connection, schema) or connection.scalar(select(func.database()))
+    name = sha1(f"sa_checkpoint {database}".encode()).hexdigest()  # noqa: S324 (no secret)
     if not connection.scalar(select(func.get_lock(name, _LONG_SECONDS if waits else 0))):
         raise _AnotherMigration
     try:

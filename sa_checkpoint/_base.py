@@ -86,17 +86,22 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
             except DBAPIError as error:
                 if is_schema_error(error):
                     raise self._out_of_date(error, cancellation) from error
-                if attempt == _ATTEMPTS - 1 or connection is None or not self._may_try_again(connection, error):
+                if (
+                    attempt == _ATTEMPTS - 1
+                    or connection is None
+                    or not self._may_try_again(connection, error, attempt)
+                ):
                     raise
             _turns.pause(attempt, is_async=self._bind.is_async)
         raise AssertionError("unreachable")
 
-    def _may_try_again(self, connection: Connection, error: DBAPIError) -> bool:
+    def _may_try_again(self, connection: Connection, error: DBAPIError, attempt: int) -> bool:
         dialect = connection.dialect.name
         looks_first = strategy_for(dialect, self._schema).looks_first
         if isinstance(error, IntegrityError):
-            # Also in a transaction of the caller's, which the savepoint has left as it was.
-            return looks_first and may_be_duplicate(error, dialect)
+            # Also in a transaction of the caller's, which the savepoint has left as it was; but once, since it may be
+            # one that never sees the other row.
+            return looks_first and may_be_duplicate(error, dialect) and (connection.closed or attempt == 0)
         return connection.closed and (is_transient(error) or (looks_first and is_locked(error)))
 
     def _out_of_date(self, error: DBAPIError, cancellation: Cancellation) -> SchemaOutOfDate:

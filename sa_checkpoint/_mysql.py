@@ -10,10 +10,10 @@ with backslashes even where the server does not read them so.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -35,6 +35,7 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.mysql import insert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -47,10 +48,15 @@ from sa_checkpoint._statements import Statements
 from sa_checkpoint._strategy import READ_COLUMNS, Call, Executor, Parameters, ReadShape, RowKind, Rows, text_parameter
 from sa_checkpoint._tables import Tables
 from sa_checkpoint._types import bytewise, json_to_text
-from sa_checkpoint.errors import UnsupportedDatabase
+from sa_checkpoint.errors import UnsupportedDatabase, is_too_deep
+
+_CHECKED = "sa_checkpoint_checked"
 
 _ROWS = 16
 """How many rows a statement inserts at most: each number is a statement of its own to compile."""
+
+_BYTES = 1_000_000
+"""From how many bytes on a statement takes no more rows: it has to fit the server's max_allowed_packet."""
 
 
 class _JSONTable(FunctionElement[Any]):
@@ -78,6 +84,18 @@ def _rows(document: ColumnElement[Any], path: str, columns: Sequence[str]) -> Fr
     return table.table_valued(*columns, joins_implicitly=True)
 
 
+def _batches(rows: Sequence[Parameters]) -> Iterator[Sequence[Parameters]]:
+    batch: list[Parameters] = []
+    size = 0
+    for row in rows:
+        if batch and (len(batch) == _ROWS or size + len(row["blob"]) > _BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += len(row["blob"])
+    yield batch
+
+
 def _sent(value: Any) -> Any:
     return b64encode(value).decode() if isinstance(value, bytes) else value
 
@@ -103,14 +121,25 @@ class MySQLStrategy(Statements, PortableStrategy):
         self._insert = cache(self._build_insert)
 
     def check(self, connection: Connection) -> None:
-        driver_connection: Any = connection.connection.dbapi_connection
-        name = getattr(driver_connection, "character_set_name", None)
-        charset = name() if name else driver_connection.charset  # mysql-connector-python
-        if charset != "utf8mb4":
+        # Once for each connection of the pool, past SQLAlchemy: it is no statement of an operation's.
+        if connection.info.get(_CHECKED):
+            return
+        cursor = connection.connection.cursor()
+        cursor.execute("SELECT @@character_set_client, @@character_set_connection, @@character_set_results, @@sql_mode")
+        *charsets, sql_mode = cast(Any, cursor.fetchone())
+        cursor.close()
+        for charset in charsets:
+            if charset != "utf8mb4":
+                raise UnsupportedDatabase(
+                    f"The connection's character set is {charset}, which does not have every character: add "
+                    "?charset=utf8mb4 to the URL of the engine, or SET NAMES utf8mb4 on each new connection."
+                )
+        if "EMPTY_STRING_IS_NULL" in sql_mode:
             raise UnsupportedDatabase(
-                f"The connection's character set is {charset}, which does not have every character: add "
-                "?charset=utf8mb4 to the URL of the engine."
+                "With EMPTY_STRING_IS_NULL in the sql_mode, MariaDB keeps an empty text as NULL, and the namespace of "
+                "a root graph is empty: leave it out on this engine."
             )
+        connection.info[_CHECKED] = True
 
     # ------------------------------------------------------------------------------------------------------- writing
 
@@ -118,8 +147,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         self, executor: Executor, table: Table, shared: Parameters, rows: Sequence[Parameters], *, replace: bool = False
     ) -> None:
         """Insert rows that have some columns in common, or keep or replace those that are there."""
-        for start in range(0, len(rows), _ROWS):
-            some = rows[start : start + _ROWS]
+        for some in _batches(rows):
             values = {f"{name}_{number}": _sent(row[name]) for number, row in enumerate(some) for name in row}
             statement = self._insert(table, tuple(shared), tuple(some[0]), len(some), replace)
             executor.run(Call(statement, {**shared, **values}))
@@ -167,9 +195,15 @@ class MySQLStrategy(Statements, PortableStrategy):
     def read(
         self, executor: Executor, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None
     ) -> Rows:
-        if shape.many and parameters["limit"] == 1 and shape.thread_id and shape.checkpoint_ns and not filter:
-            shape = replace(shape, many=False)
-        rows = super().read(executor, shape, stored_keys(parameters), filter)
+        is_one = shape.many and parameters["limit"] == 1 and shape.thread_id and shape.checkpoint_ns and not filter
+        key = stored_keys(parameters)
+        try:
+            rows = super().read(executor, replace(shape, many=False) if is_one else shape, key, filter)
+        except DBAPIError as error:
+            if not is_too_deep(error):
+                raise
+            # The server does not look into JSON that is nested so deeply.
+            return PortableStrategy.read(self, executor, shape, parameters, filter)
         # Rows that have come here without this package do not have the list that the statement goes by.
         foreign = [row for row in rows if row.kind == RowKind.CHECKPOINT and _codec.NAMED_BLOBS not in row.checkpoint]
         return [*rows, *(blob for found in by_namespace(foreign) for blob in self._blobs_of(executor, found))]
@@ -225,7 +259,8 @@ class MySQLStrategy(Statements, PortableStrategy):
 
     def json_text(self, column: ColumnElement[Any], *keys: str) -> ColumnElement[str]:
         path = "".join(f'."{key}"' for key in keys)
-        return func.json_unquote(func.json_extract(column, literal_column(f"'${path}'")), type_=Text())
+        text = func.json_unquote(func.json_extract(column, literal_column(f"'${path}'")), type_=Text())
+        return func.nullif(text, literal_column("'null'"), type_=Text())
 
     def blob_versions(self, column: ColumnElement[Any]) -> FromClause:
         return _rows(column, f"$.{_codec.NAMED_BLOBS}[*]", ("key", "value"))

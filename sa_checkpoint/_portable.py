@@ -97,9 +97,9 @@ class PortableStrategy(Strategy):
         row = {**stored_keys(checkpoint), **self._documents(checkpoint, named)}
         if shared:
             self.lock_thread(executor, row["thread_id"])
-        self._put_checkpoint(executor, row)
         if blobs:
             self._put_blobs(executor, row, [stored_keys(blob) for blob in blobs])
+        self._put_checkpoint(executor, row)
 
     def _documents(self, checkpoint: Parameters, named: Sequence[tuple[str, str]]) -> dict[str, str]:
         """The JSON columns: the checkpoint's with what this strategy has to find in it again."""
@@ -218,7 +218,7 @@ class PortableStrategy(Strategy):
         namespace = namespace_of(targets[0])
         yield from self._lookups.writes(executor, namespace, [row.checkpoint_id for row in targets])
         # Before format 4, a checkpoint's sends were its parent's TASKS writes.
-        old = [row for row in targets if (load_json(row.checkpoint).get("v") or 4) < 4]
+        old = [row for row in targets if _is_old(load_json(row.checkpoint).get("v"))]
         children = [row for row in old if row.parent_checkpoint_id]
         parents = sorted({row.parent_checkpoint_id for row in children})
         sends = [row for row in self._lookups.writes(executor, namespace, parents) if row.channel == TASKS]
@@ -280,18 +280,19 @@ class PortableStrategy(Strategy):
     @cached_property
     def _any_row(self) -> Sequence[Executable]:
         tables = (self.tables.checkpoints, self.tables.blobs, self.tables.writes)
-        return [
-            select(table.c.thread_id).where(table.c.thread_id == text_parameter("thread_id")).limit(literal_column("1"))
-            for table in tables
-        ]
+        one: ColumnElement[int] = literal_column("1")
+        found = (select(table.c.thread_id).where(table.c.thread_id == text_parameter("thread_id")) for table in tables)
+        return [self._locking(statement.limit(one)) for statement in found]
 
     def copy(self, executor: Executor, source: str, target: str) -> None:
         parameters = {"source": stored_key("thread_id", source), "target": stored_key("thread_id", target)}
+        self.lock_thread(executor, source)
         executor.run(*(Call(statement, parameters) for statement in self._copy))
 
     @cached_property
     def _copy(self) -> Sequence[Executable]:
-        return [_copy_rows(table) for table in (self.tables.blobs, self.tables.writes, self.tables.checkpoints)]
+        # The checkpoints first: of one that is stored meanwhile, its blobs may be copied, but never it without them.
+        return [_copy_rows(table) for table in (self.tables.checkpoints, self.tables.blobs, self.tables.writes)]
 
     def threads_of_runs(self, executor: Executor, run_ids: Sequence[str]) -> Sequence[str]:
         found = (row.thread_id for run_id in run_ids for row in self._of_run(executor, run_id, None))
@@ -327,6 +328,10 @@ class PortableStrategy(Strategy):
 
     def delta_history(self, executor: Executor, parameters: Parameters, channels: Sequence[str]) -> Rows:
         return Walk(self._lookups, executor, stored_keys(parameters)).rows(channels)
+
+
+def _is_old(format: Any) -> bool:
+    return isinstance(format, int | float) and format < 4
 
 
 def by_namespace(rows: Sequence[Any]) -> list[Sequence[Any]]:

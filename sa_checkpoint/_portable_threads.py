@@ -75,7 +75,11 @@ def _outlined(row: Any) -> Outlined:
         delta_versioned=None if versioned is None else json.dumps(versioned),
         channels=frozenset(checkpoint.get("channel_versions") or ()),
         inline=frozenset(checkpoint.get("channel_values") or ()),
-        named=frozenset(_codec.named_blobs(checkpoint)),
+        named=frozenset(
+            (channel, version)
+            for channel, version in _codec.blob_versions_of(checkpoint).items()
+            if version is not None
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from sa_checkpoint._types import MYSQL
 from sa_checkpoint.errors import is_transient
 
 # Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
@@ -128,8 +129,10 @@ def is_in_transaction(connection: Connection) -> bool:
 
 
 def _begin(connection: Connection) -> str:
-    # In SQLite a transaction that is going to write takes the lock at once.
-    return "BEGIN IMMEDIATE" if connection.dialect.name == "sqlite" else "BEGIN"
+    if connection.dialect.name == "sqlite":
+        return "BEGIN IMMEDIATE"  # a transaction that is going to write takes the lock at once
+    # In MariaDB's ORACLE mode, BEGIN begins a block.
+    return "START TRANSACTION" if connection.dialect.name in MYSQL else "BEGIN"
 
 
 def _roll_back(connection: Connection) -> None:

@@ -106,6 +106,11 @@ def is_transient(error: DBAPIError) -> bool:
     return _code(error) in _TRANSIENT or _DUCKDB_CONFLICT in str(error.orig)
 
 
+def is_too_deep(error: DBAPIError) -> bool:
+    """Whether MariaDB (beyond 32 levels) or MySQL (beyond 100) did not look into JSON that is nested too deeply."""
+    return _code(error) in (4040, 3157)
+
+
 def is_locked(error: DBAPIError) -> bool:
     """Whether SQLite did not let a transaction write, perhaps because it began with reading."""
     return "database is locked" in str(error.orig)

@@ -161,7 +161,7 @@ async def test_a_copy_has_all_that_the_thread_has(client: Client, thread: str) -
     copying = [statement for statement in statements if statement.startswith(("INSERT", "WITH"))]
     assert len(copying) == (1 if client.backend.strategy == "postgresql" else 3)
     assert all("SELECT" in statement and "VALUES" not in statement for statement in copying)
-    assert len(statements) <= 2 + 2 + len(copying)
+    assert len(statements) <= 5 + len(copying)
 
 
 async def test_the_threads_of_a_copy_go_their_own_ways(client: Client, thread: str) -> None:

@@ -21,11 +21,11 @@ from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver, _filters, metad
 from sa_checkpoint._mysql import MySQLStrategy
 from sa_checkpoint._strategy import ReadShape
 from sa_checkpoint._tables import tables_in
-from sa_checkpoint.errors import InvalidConfig, UnsupportedDatabase
+from sa_checkpoint.errors import InvalidBind, InvalidConfig, UnsupportedDatabase
 from tests.backends import BACKENDS, Backend, Client, Database, on_strategies, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import sync_engine_of
-from tests.rows import connection_of, keys_of
+from tests.rows import connection_of, keys_of, statements_of
 from tests.usage import use, use_graphs
 
 on_mysql = on_strategies("mysql")
@@ -219,6 +219,63 @@ def test_mysqls_own_words_are_used_where_they_differ_from_mariadbs() -> None:
     assert "COLLATE utf8mb4_0900_bin PATH" in read
 
 
+@on_mysql
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("SET collation_connection = latin1_swedish_ci", "SET NAMES utf8mb4"),
+        ("SET NAMES latin1", "SET NAMES utf8mb4"),
+        ("SET sql_mode = 'EMPTY_STRING_IS_NULL'", "leave it out"),
+    ],
+)
+async def test_a_connection_that_a_listener_makes_lossy_is_refused(
+    database: Database, thread: str, statement: str, message: str
+) -> None:
+    """Two threads in other scripts were one and the same there."""
+    async with database.engine() as engine:
+
+        @event.listens_for(sync_engine_of(engine), "connect")
+        def _make_lossy(dbapi_connection: Any, _record: Any) -> None:
+            cursor = dbapi_connection.cursor()
+            cursor.execute(statement)
+            cursor.close()
+
+        client = Client(saver_on(engine), database.backend)
+        for _ in range(2):
+            with pytest.raises(UnsupportedDatabase, match=message):
+                await client.put(config_of(thread), checkpoint_of(), {}, {})
+
+
+@on_limited_keys
+async def test_a_checkpoint_nested_more_deeply_than_mariadb_reads_comes_back(client: Client, thread: str) -> None:
+    """It must not make the lists of all threads fail, either."""
+    nested: Any = "leaf"
+    for _ in range(60):
+        nested = [nested]
+    checkpoint: Any = {**checkpoint_of({"a": [1]}), "extra": nested}
+    saved = await client.put(config_of(thread), checkpoint, {"step": 1}, {"a": "1"})
+    await client.put_writes(saved, [("a", 2)], "task")
+    found = await client.load(saved)
+    assert found.checkpoint == checkpoint and found.pending_writes == [("task", "a", 2)]
+    assert found == await client.load(config_of(thread))
+    for options in ({}, {"limit": 1}, {"filter": {"step": 1}}, {"limit": 2}):
+        assert await client.list(config_of(thread), **options) == [found]
+    await client.prune([thread])
+    assert await client.load(saved) == found
+    await client.delete_thread(thread)
+
+
+@on_mysql
+async def test_many_large_values_are_several_statements(client: Client, thread: str) -> None:
+    """All in one would be more than the server's max_allowed_packet."""
+    values = {f"c{number}": b"x" * 400_000 for number in range(6)} | {"small": [1]}
+    with statements_of(client) as statements:
+        saved = await client.put(config_of(thread), checkpoint_of(values), {}, dict.fromkeys(values, "1"))
+        await client.put_writes(saved, list(values.items()), "task")
+    assert [statement.count("from_base64") for statement in statements] == [2, 2, 3, 0, 2, 2, 3]
+    assert (await client.load(saved)).checkpoint["channel_values"] == values
+
+
 # ------------------------------------------------------------------------------- isolation, deadlocks, and lock waits
 
 
@@ -251,6 +308,41 @@ async def test_sixteen_writers_of_the_same_rows_succeed(database: Database, thre
         assert len(found.pending_writes or ()) == 6
         # All of one writer's batch, not some of each.
         assert len({writes[name] for name in values}) == 1
+
+
+@on_limited_keys
+async def test_a_checkpoint_stored_during_a_copy_is_not_copied_in_part(database: Database, thread: str) -> None:
+    if database.backend.is_async or database.backend.dialect != "mysql":
+        return
+    async with database.engine(isolation_level="READ COMMITTED") as engine, database.engine() as other:
+        client, writing = (Client(saver_on(one), database.backend) for one in (engine, other))
+        await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        copying: list[str] = []
+
+        @event.listens_for(sync_engine_of(engine), "after_cursor_execute")
+        def put(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if statement.startswith("INSERT") and "SELECT" in statement:
+                copying.append(statement)
+                later = checkpoint_of({"a": [len(copying) + 1]}, {"a": f"{len(copying) + 1}"})
+                assert isinstance(writing.saver, SQLAlchemySaver)
+                writing.saver.put(config_of(thread), later, {}, {"a": f"{len(copying) + 1}"})
+
+        await client.copy_thread(thread, f"{thread} copy")
+        event.remove(sync_engine_of(engine), "after_cursor_execute", put)
+        assert len(copying) == 3
+        found = await client.list(config_of(f"{thread} copy"))
+        assert found and all("a" in one.checkpoint["channel_values"] for one in found)
+
+
+@on_mysql
+def test_a_migration_is_refused_where_rows_are_locked_for_the_caller(database: Database, thread: str) -> None:
+    """PyMySQL does not hear of a transaction that has only read."""
+    engine = create_engine(with_sync_driver(database.url))
+    with engine.connect() as connection:
+        connection.execute(text("SELECT * FROM checkpoints WHERE thread_id = :t FOR UPDATE"), {"t": thread})
+        with pytest.raises(InvalidBind, match="migrate on the Engine"):
+            migrations.upgrade(connection)
+    engine.dispose()
 
 
 @on_mysql
