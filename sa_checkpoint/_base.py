@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 # Isolation levels above PostgreSQL's default let one of two concurrent transactions fail, and InnoDB's are often in a
 # deadlock when they insert the same rows.
-_ATTEMPTS = 15
+_ATTEMPTS = 25
 
 
 class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):

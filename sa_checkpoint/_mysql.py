@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any, cast
+from weakref import WeakSet
 
 from sqlalchemy import (
     ColumnElement,
@@ -50,7 +51,8 @@ from sa_checkpoint._tables import Tables
 from sa_checkpoint._types import bytewise, json_to_text
 from sa_checkpoint.errors import UnsupportedDatabase, is_too_deep
 
-_CHECKED = "sa_checkpoint_checked"
+_CHECKED: WeakSet[Any] = WeakSet()
+"""The drivers' connections that lose nothing."""
 
 _ROWS = 16
 """How many rows a statement inserts at most: each number is a statement of its own to compile."""
@@ -122,7 +124,8 @@ class MySQLStrategy(Statements, PortableStrategy):
 
     def check(self, connection: Connection) -> None:
         # Once for each connection of the pool, past SQLAlchemy: it is no statement of an operation's.
-        if connection.info.get(_CHECKED):
+        driver_connection = connection.connection.driver_connection
+        if driver_connection in _CHECKED:
             return
         cursor = connection.connection.cursor()
         cursor.execute("SELECT @@character_set_client, @@character_set_connection, @@character_set_results, @@sql_mode")
@@ -139,7 +142,7 @@ class MySQLStrategy(Statements, PortableStrategy):
                 "With EMPTY_STRING_IS_NULL in the sql_mode, MariaDB keeps an empty text as NULL, and the namespace of "
                 "a root graph is empty: leave it out on this engine."
             )
-        connection.info[_CHECKED] = True
+        _CHECKED.add(driver_connection)
 
     # ------------------------------------------------------------------------------------------------------- writing
 
