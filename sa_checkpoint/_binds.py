@@ -85,6 +85,8 @@ class EngineBind(Bind):
             with connection.begin(), _transactions.whole(connection, writes=writes):
                 yield connection
                 cancellation.check()
+            # What is left is the pool's ROLLBACK. SQLAlchemy 2.0 loses a connection that is cancelled in that.
+            cancellation.protect()
 
     @contextmanager
     def migrating(self, cancellation: Cancellation) -> Iterator[Engine]:
@@ -153,7 +155,8 @@ class SessionFactoryBind(Bind):
                 self.protect(bind.dialect, cancellation)
                 with _transactions.whole(connection, writes=writes):
                     yield connection
-                    cancellation.check()
+                    # What is left is the COMMIT, and in the same step the pool's ROLLBACK, as above.
+                    cancellation.protect()
 
     @contextmanager
     def migrating(self, cancellation: Cancellation) -> Iterator[Engine | Connection]:
