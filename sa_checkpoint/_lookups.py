@@ -106,12 +106,18 @@ class Lookups:
         columns = self.tables.blobs.c
         return and_(in_namespace(columns), in_list(columns.channel, "channels"), in_list(columns.version, "versions"))
 
+    def _by_ids(
+        self, executor: Executor, statement: Executable, namespace: Parameters, ids: Sequence[str]
+    ) -> Iterator[Any]:
+        """Rows by the ids of checkpoints."""
+        for some in chunks(ids):
+            yield from executor.fetch(Call(statement, {**namespace, "ids": some}))
+
     def writes(self, executor: Executor, namespace: Parameters, ids: Sequence[str]) -> Iterator[Any]:
         """All writes that belong to these checkpoints, as rows of `READ_COLUMNS`."""
         thread_id, checkpoint_ns = namespace["thread"], namespace["namespace"]
-        for some in chunks(ids):
-            for row in executor.fetch(Call(self._writes, {**namespace, "ids": some})):
-                yield ReadRow(RowKind.WRITE, thread_id, checkpoint_ns, **row._mapping)
+        for row in self._by_ids(executor, self._writes, namespace, ids):
+            yield ReadRow(RowKind.WRITE, thread_id, checkpoint_ns, **row._mapping)
 
     @cached_property
     def _writes(self) -> Executable:
@@ -122,8 +128,7 @@ class Lookups:
 
     def with_sends(self, executor: Executor, namespace: Parameters, ids: Sequence[str]) -> set[str]:
         """Those of some checkpoints that have TASKS writes."""
-        calls = (Call(self._sends, {**namespace, "ids": some}) for some in chunks(ids))
-        return {row.checkpoint_id for call in calls for row in executor.fetch(call)}
+        return {row.checkpoint_id for row in self._by_ids(executor, self._sends, namespace, ids)}
 
     @cached_property
     def _sends(self) -> Executable:
@@ -135,8 +140,7 @@ class Lookups:
 
     def documents(self, executor: Executor, namespace: Parameters, ids: Sequence[str]) -> Mapping[str, str]:
         """The JSON text of checkpoints."""
-        calls = (Call(self._documents, {**namespace, "ids": some}) for some in chunks(ids))
-        return {row.checkpoint_id: row.checkpoint for call in calls for row in executor.fetch(call)}
+        return {row.checkpoint_id: row.checkpoint for row in self._by_ids(executor, self._documents, namespace, ids)}
 
     @cached_property
     def _documents(self) -> Executable:
@@ -150,8 +154,7 @@ class Lookups:
         What belongs to a checkpoint is deleted in one transaction with it. So if it is there after all that has been
         read, nothing is missing, though each statement may have seen another state of the database.
         """
-        calls = (Call(self._ids, {**namespace, "ids": some}) for some in chunks(ids))
-        return sum(len(executor.fetch(call)) for call in calls) == len(set(ids))
+        return len(list(self._by_ids(executor, self._ids, namespace, ids))) == len(set(ids))
 
     @cached_property
     def _ids(self) -> Executable:

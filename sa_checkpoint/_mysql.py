@@ -48,7 +48,7 @@ from sa_checkpoint._portable import PortableStrategy, by_namespace
 from sa_checkpoint._statements import Statements
 from sa_checkpoint._strategy import READ_COLUMNS, Call, Executor, Parameters, ReadShape, RowKind, Rows, text_parameter
 from sa_checkpoint._tables import Tables
-from sa_checkpoint._types import bytewise, json_to_text
+from sa_checkpoint._types import BytewiseText, json_to_text
 from sa_checkpoint.errors import UnsupportedDatabase, is_too_deep
 
 _CHECKED: WeakSet[Any] = WeakSet()
@@ -75,7 +75,7 @@ class _JSONTable(FunctionElement[Any]):
 def _compile_json_table(element: _JSONTable, compiler: SQLCompiler, **kw: Any) -> str:
     document, path = (compiler.process(clause, **kw) for clause in element.clauses.clauses[:2])
     names = (compiler.preparer.quote(clause.name) for clause in element.clauses.clauses[2:])
-    type_ = f"LONGTEXT CHARACTER SET utf8mb4 COLLATE {bytewise(compiler.dialect)}"
+    type_ = BytewiseText().compile(dialect=compiler.dialect)
     columns = ", ".join(f"{name} {type_} PATH '$[{index}]'" for index, name in enumerate(names))
     return f"JSON_TABLE({document}, {path} COLUMNS ({columns}))"
 
@@ -119,7 +119,7 @@ class MySQLStrategy(Statements, PortableStrategy):
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
         self._cached_read_filtered = cache(self._build_read_filtered)
-        self._put_checkpoint_ = self._build_put_checkpoint()
+        self._upsert_checkpoint = self._build_put_checkpoint()
         self._insert = cache(self._build_insert)
 
     def check(self, connection: Connection) -> None:
@@ -188,7 +188,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         self._insert_rows(executor, self.tables.blobs, namespace, blobs)
 
     def _put_checkpoint(self, executor: Executor, row: Parameters) -> None:
-        executor.run(Call(self._put_checkpoint_, row))
+        executor.run(Call(self._upsert_checkpoint, row))
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
         self._insert_rows(executor, self.tables.writes, stored_keys(task), writes, replace=replace)

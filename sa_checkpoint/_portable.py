@@ -21,10 +21,8 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Executable,
-    Insert,
     Integer,
     Select,
-    Table,
     and_,
     bindparam,
     delete,
@@ -54,6 +52,7 @@ from sa_checkpoint._strategy import (
     text_parameter,
 )
 from sa_checkpoint._tables import Tables
+from sa_checkpoint._thread_statements import copy_rows
 from sa_checkpoint._types import json_to_text, text_to_json
 from sa_checkpoint.errors import UnsupportedDatabase
 
@@ -133,14 +132,14 @@ class PortableStrategy(Strategy):
     @cached_property
     def _find_checkpoint(self) -> Executable:
         columns = self.tables.checkpoints.c
-        return select(columns.checkpoint_id).where(*(columns[name] == text_parameter(name) for name in _CHECKPOINT))
+        return select(columns.checkpoint_id).where(_has_key(columns, _CHECKPOINT))
 
     @cached_property
     def _update_checkpoint(self) -> Executable:
         table = self.tables.checkpoints
         return (
             update(table)
-            .where(*(table.c[name] == text_parameter(f"key_{name}") for name in _CHECKPOINT))
+            .where(_has_key(table.c, _CHECKPOINT, "key_"))
             .values({name: text_to_json(text_parameter(name)) for name in _DOCUMENTS})
         )
 
@@ -164,17 +163,14 @@ class PortableStrategy(Strategy):
     @cached_property
     def _find_writes(self) -> Executable:
         columns = self.tables.writes.c
-        return select(columns.idx).where(*(columns[name] == text_parameter(name) for name in _TASK))
+        return select(columns.idx).where(_has_key(columns, _TASK))
 
     @cached_property
     def _update_writes(self) -> Executable:
         table = self.tables.writes
         return (
             update(table)
-            .where(
-                *(table.c[name] == text_parameter(f"key_{name}") for name in _TASK),
-                table.c.idx == bindparam("key_idx", type_=Integer()),
-            )
+            .where(_has_key(table.c, _TASK, "key_"), table.c.idx == bindparam("key_idx", type_=Integer()))
             .values({name: bindparam(name, type_=table.c[name].type) for name in _VALUE})
         )
 
@@ -244,10 +240,8 @@ class PortableStrategy(Strategy):
 
     def _build_targets(self, shape: ReadShape) -> Executable:
         columns = self.tables.checkpoints.c
-        conditions = [columns[name] == text_parameter(name) for name in _CHECKPOINT if getattr(shape, name)]
+        conditions = shape.conditions(columns)
         key = [columns[name] for name in shape.key()]
-        if shape.before:
-            conditions.append(columns.checkpoint_id < text_parameter("before"))
         if shape.after:
             conditions.append(_comes_after(key))
         statement = select(
@@ -255,8 +249,7 @@ class PortableStrategy(Strategy):
             json_to_text(columns.checkpoint).label("checkpoint"),
             json_to_text(columns.metadata).label("metadata"),
         )
-        limit = bindparam("limit", type_=Integer()) if shape.many else literal_column("1")
-        return statement.where(*conditions).order_by(*(column.desc() for column in key)).limit(limit)
+        return statement.where(*conditions).order_by(*(column.desc() for column in key)).limit(shape.limit())
 
     # --------------------------------------------------------------------------------------------------- maintenance
 
@@ -292,7 +285,7 @@ class PortableStrategy(Strategy):
     @cached_property
     def _copy(self) -> Sequence[Executable]:
         # The checkpoints first: of one that is stored meanwhile, its blobs may be copied, but never it without them.
-        return [_copy_rows(table) for table in (self.tables.checkpoints, self.tables.blobs, self.tables.writes)]
+        return [copy_rows(table) for table in (self.tables.checkpoints, self.tables.blobs, self.tables.writes)]
 
     def threads_of_runs(self, executor: Executor, run_ids: Sequence[str]) -> Sequence[str]:
         found = (row.thread_id for run_id in run_ids for row in self._of_run(executor, run_id, None))
@@ -330,6 +323,11 @@ class PortableStrategy(Strategy):
         return Walk(self._lookups, executor, stored_keys(parameters)).rows(channels)
 
 
+def _has_key(columns: Any, names: Sequence[str], prefix: str = "") -> ColumnElement[bool]:
+    """The condition that a row has the key given as parameters, which are named like its columns."""
+    return and_(*(columns[name] == text_parameter(prefix + name) for name in names))
+
+
 def _is_old(format: Any) -> bool:
     return isinstance(format, int | float) and format < 4
 
@@ -349,9 +347,3 @@ def _comes_after(key: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
     if not rest:
         return is_less
     return or_(is_less, and_(first == text_parameter(f"after_{first.name}"), _comes_after(rest)))
-
-
-def _copy_rows(table: Table) -> Insert:
-    others = [column for column in table.c if column.name != "thread_id"]
-    source = select(text_parameter("target"), *others).where(table.c.thread_id == text_parameter("source"))
-    return insert(table).from_select(["thread_id", *(column.name for column in others)], source)

@@ -61,9 +61,7 @@ class Found:
 def _outlined(row: Any) -> Outlined:
     checkpoint, metadata = load_json(row.checkpoint), load_json(row.metadata)
     parents = metadata.get("parents")
-    counters, versioned = (
-        metadata.get(f"{name}") for name in ("counters_since_delta_snapshot", "delta_writes_versioned")
-    )
+    counters, versioned = (metadata.get(name) for name in ("counters_since_delta_snapshot", "delta_writes_versioned"))
     return Outlined(
         checkpoint_ns=row.checkpoint_ns,
         checkpoint_id=row.checkpoint_id,
@@ -192,14 +190,15 @@ class PortableThread(Thread):
                 self._run(statement, {**self._namespace(ns), "its_channel": channel, "versions": some})
 
     def _delete_in(self, table: Any, ns: str, ids: Sequence[str]) -> None:
-        statement = delete(table).where(in_namespace(table.c), in_list(table.c.checkpoint_id, "ids"))
-        for some in chunks(ids):
-            self._run(statement, {**self._namespace(ns), "ids": some})
+        self._run_by_ids(delete(table).where(in_namespace(table.c), in_list(table.c.checkpoint_id, "ids")), ns, ids)
 
     def _clear_parents(self, ns: str, ids: Sequence[str]) -> None:
         table = self.tables.checkpoints
         statement = update(table).values(parent_checkpoint_id=null())
         statement = statement.where(in_namespace(table.c), in_list(table.c.parent_checkpoint_id, "ids"))
+        self._run_by_ids(statement, ns, ids)
+
+    def _run_by_ids(self, statement: Executable, ns: str, ids: Sequence[str]) -> None:
         for some in chunks(ids):
             self._run(statement, {**self._namespace(ns), "ids": some})
 

@@ -29,7 +29,6 @@ from sqlalchemy import (
     Text,
     Update,
     and_,
-    bindparam,
     cast,
     literal_column,
     null,
@@ -111,14 +110,8 @@ class Statements(Strategy):
 
     def _target(self, shape: ReadShape, condition: ColumnElement[bool] | None) -> CTE:
         columns = self.tables.checkpoints.c
-        conditions = [
-            columns[name] == text_parameter(name)
-            for name in ("thread_id", "checkpoint_ns", "checkpoint_id")
-            if getattr(shape, name)
-        ]
+        conditions = shape.conditions(columns)
         key = [columns[name] for name in shape.key()]
-        if shape.before:
-            conditions.append(columns.checkpoint_id < text_parameter("before"))
         if shape.after:
             after = [text_parameter(f"after_{column.name}") for column in key]
             conditions.append(tuple_(*key) < tuple_(*after) if len(key) > 1 else key[0] < after[0])
@@ -134,9 +127,7 @@ class Statements(Strategy):
         )
         if conditions:
             statement = statement.where(and_(*conditions))
-        # A constant where it can be one: the planner then knows that what follows is for a single row.
-        limit = bindparam("limit", type_=Integer()) if shape.many else literal_column("1")
-        return statement.order_by(*(column.desc() for column in key)).limit(limit).cte("target")
+        return statement.order_by(*(column.desc() for column in key)).limit(shape.limit()).cte("target")
 
     def branch(self, kind: RowKind, columns: Mapping[str, ColumnElement[Any]]) -> Select[Any]:
         """A branch of the union: the given columns, and a typed NULL for each of the others."""

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from sqlalchemy import BindParameter, Connection, Executable, Integer, LargeBinary, Text, bindparam
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Executable,
+    Integer,
+    LargeBinary,
+    Text,
+    bindparam,
+    literal_column,
+)
 
 from sa_checkpoint._tables import Tables
 
@@ -110,6 +120,16 @@ class ReadShape:
     def key(self) -> list[str]:
         """The columns that tell the checkpoints found apart, and order them: a copied thread keeps its ids."""
         return ["checkpoint_id"] + [name for name in ("thread_id", "checkpoint_ns") if not getattr(self, name)]
+
+    def conditions(self, columns: Any) -> list[ColumnElement[bool]]:
+        """The conditions on the columns of checkpoints, but for `after`, which not all databases express alike."""
+        names = ("thread_id", "checkpoint_ns", "checkpoint_id")
+        conditions = [columns[name] == text_parameter(name) for name in names if getattr(self, name)]
+        return [*conditions, columns.checkpoint_id < text_parameter("before")] if self.before else conditions
+
+    def limit(self) -> ColumnElement[int]:
+        """A constant where it can be one: a planner then knows that what follows is for a single row."""
+        return bindparam("limit", type_=Integer()) if self.many else literal_column("1")
 
 
 def text_parameter(name: str) -> BindParameter[str]:

@@ -267,10 +267,11 @@ def any_row(statements: JSONStatements) -> CompoundSelect[Any]:
 def copy(statements: JSONStatements) -> Sequence[Executable]:
     """Copy every row of a thread to another, inside the database."""
     tables = (statements.tables.blobs, statements.tables.writes, statements.tables.checkpoints)
-    return statements.together(*(_copy_rows(table) for table in tables))
+    return statements.together(*(copy_rows(table) for table in tables))
 
 
-def _copy_rows(table: Table) -> Insert:
+def copy_rows(table: Table) -> Insert:
+    """Copy a table's rows of the thread "source" to the thread "target"; any SQL database understands it."""
     others = [column for column in table.c if column.name != "thread_id"]
     source = select(text_parameter("target"), *others).where(_of_thread(table, "source"))
     return insert(table).from_select(["thread_id", *(column.name for column in others)], source)

@@ -57,16 +57,13 @@ class BytewiseText(mysql.LONGTEXT):
     """LONGTEXT that compares as bytes: no shorter type, because MySQL may cut off what does not fit."""
 
 
-def bytewise(dialect: Dialect) -> str:
-    """The collation of text that compares as bytes without padding; MySQL and MariaDB have different names for it."""
-    return "utf8mb4_nopad_bin" if getattr(dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
-
-
 @compiles(BytewiseString)
 @compiles(BytewiseText)
 def _compile_text(type_: Any, compiler: TypeCompiler, **kw: Any) -> str:
     name = "LONGTEXT" if isinstance(type_, BytewiseText) else f"VARCHAR({type_.length})"
-    return f"{name} CHARACTER SET utf8mb4 COLLATE {bytewise(compiler.dialect)}"
+    # The two have different names for what compares as bytes without padding.
+    collation = "utf8mb4_nopad_bin" if getattr(compiler.dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
+    return f"{name} CHARACTER SET utf8mb4 COLLATE {collation}"
 
 
 class Default(ColumnElement[Any]):

@@ -44,16 +44,16 @@ class Backend:
         """Which statements are used."""
         return "portable" if self.is_portable else self.dialect
 
-    @property
-    def has_limited_keys(self) -> bool:
-        return self.is_portable or self.dialect == "mysql"
-
 
 def on_strategies(*strategies: str) -> pytest.MarkDecorator:
     """Run a test on the backends with these strategies only."""
-    chosen = [backend for backend in BACKENDS if backend.strategy in strategies]
+    return on_backends(*(backend for backend in BACKENDS if backend.strategy in strategies))
+
+
+def on_backends(*backends: Backend) -> pytest.MarkDecorator:
+    """Run a test on these backends only."""
     # Indirect, so that the fixtures that are made from a backend are made anew for each.
-    return pytest.mark.parametrize("backend", chosen, ids=lambda backend: backend.id, indirect=True, scope="module")
+    return pytest.mark.parametrize("backend", backends, ids=lambda backend: backend.id, indirect=True, scope="module")
 
 
 SYNC_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}

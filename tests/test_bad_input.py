@@ -8,6 +8,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum
 from functools import partial
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver, migrations
+from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver, _urls, migrations
 from sa_checkpoint.errors import (
     CheckpointerError,
     InvalidBind,
@@ -152,6 +153,13 @@ def test_what_is_no_url_is_refused_without_showing_its_password(url: str) -> Non
     ):
         pass
     assert "secret" not in "".join(traceback.format_exception(raised.value)).replace(repr(url), "")
+
+
+def test_every_extra_that_an_error_names_brings_the_driver() -> None:
+    requirements = requires("sa-checkpoint") or []
+    for driver, extra in _urls._EXTRAS.items():
+        brought = [line for line in requirements if re.match(rf"{driver}\b.*extra == ['\"]{extra}['\"]", line)]
+        assert len(brought) == 1, (driver, extra)
 
 
 def test_a_driver_that_we_have_no_extra_for_is_named_too() -> None:

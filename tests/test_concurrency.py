@@ -19,7 +19,7 @@ from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 from sqlalchemy import URL, NullPool, QueuePool, create_engine, func, select, text
 
 from sa_checkpoint import migrations, models
-from tests.backends import BACKENDS, Backend, Client, Database, saver_on, with_sync_driver
+from tests.backends import BACKENDS, Backend, Client, Database, on_backends, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 
 Job = Callable[[], Coroutine[Any, Any, Any]]
@@ -29,15 +29,10 @@ WORKERS = 32
 ROUNDS = 3
 
 
-def on(*backends: Backend) -> pytest.MarkDecorator:
-    """Run a test on these backends only."""
-    return pytest.mark.parametrize("backend", backends, ids=lambda backend: backend.id, indirect=True, scope="module")
-
-
 SERVERS = [backend for backend in BACKENDS if backend.dialect != "sqlite"]
-on_servers = on(*SERVERS)
-on_async_servers = on(*(backend for backend in SERVERS if backend.is_async))
-on_async = on(*(backend for backend in BACKENDS if backend.is_async))
+on_servers = on_backends(*SERVERS)
+on_async_servers = on_backends(*(backend for backend in SERVERS if backend.is_async))
+on_async = on_backends(*(backend for backend in BACKENDS if backend.is_async))
 
 
 @asynccontextmanager
@@ -231,7 +226,7 @@ def slow_database(backend: Backend, new_url: Callable[[Backend], URL]) -> Iterat
 
 
 # InnoDB locks the gap in which a row is looked for before it is inserted.
-@on(*SERVERS)
+@on_backends(*SERVERS)
 async def test_operations_wait_in_the_database_side_by_side(slow_database: Database) -> None:
     """Known fault elsewhere: a lock in the saver lets one operation at a time use the pool."""
     async with pooled(slow_database) as client:

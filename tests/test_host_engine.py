@@ -58,6 +58,7 @@ from tests.backends import (
     Database,
     done,
     entered,
+    on_backends,
     on_strategies,
     saver_on,
     with_sync_driver,
@@ -76,8 +77,7 @@ ONE = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 20}
 def on(*dialects: str) -> pytest.MarkDecorator:
     """Run a test on the backends of some databases only, whichever statements they use."""
     chosen = [one for one in BACKENDS if one.dialect in dialects]
-    # Indirect, so that the fixtures that are made from a backend are made anew for each.
-    return pytest.mark.parametrize("backend", chosen, ids=lambda one: one.id, indirect=True, scope="module")
+    return on_backends(*chosen)
 
 
 async def on_connection(engine: Engine | AsyncEngine, work: Callable[[Connection], T]) -> T:

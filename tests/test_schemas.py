@@ -37,7 +37,7 @@ from sa_checkpoint._execution import strategy_for
 from sa_checkpoint._sql_strategy import SQLStrategy
 from sa_checkpoint.errors import InvalidSchema, SchemaOutOfDate
 from sa_checkpoint.migrations import HEAD, VERSION_TABLE, alembic_config
-from tests.backends import BACKENDS, Backend, Client, Database, done, entered, saver_on, with_sync_driver
+from tests.backends import BACKENDS, Backend, Client, Database, done, entered, on_backends, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import maker_on, session_on, sync_engine_of
 from tests.scripts import url_for_script
@@ -51,8 +51,7 @@ PREFIX = f"agents_{uuid4().hex[:8]}"
 def on(*dialects_or_ids: str) -> pytest.MarkDecorator:
     """Run a test on some of the backends only."""
     chosen = [one for one in BACKENDS if {one.dialect, one.id} & {*dialects_or_ids} and not one.is_portable]
-    # Indirect, so that the fixtures that are made from a backend are made anew for each.
-    return pytest.mark.parametrize("backend", chosen, ids=lambda one: one.id, indirect=True, scope="module")
+    return on_backends(*chosen)
 
 
 @pytest.fixture(scope="module", params=[one for one in BACKENDS if not one.is_portable], ids=lambda one: one.id)
