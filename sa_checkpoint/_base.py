@@ -21,7 +21,7 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Dialect
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from sa_checkpoint import _codec, _history, _maintenance, _operations, _revision, _turns
@@ -78,10 +78,14 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
         Raises:
             SchemaOutOfDate: A table or column is missing.
         """
+
+        def is_one(dialect: Dialect) -> bool:
+            return operation.is_one_statement(dialect, self._schema)
+
         for attempt in range(_ATTEMPTS):
             connection: Connection | None = None
             try:
-                with self._bind.connect(cancellation, writes=operation.writes) as connection:
+                with self._bind.connect(cancellation, writes=operation.writes, is_one=is_one) as connection:
                     return operation.execute(connection, self._schema)
             except DBAPIError as error:
                 if is_schema_error(error):

@@ -21,11 +21,18 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sa_checkpoint import _transactions, _turns
 from sa_checkpoint._cancellation import Cancellation
+from sa_checkpoint._transactions import Extent
 from sa_checkpoint._urls import is_memory
 from sa_checkpoint.errors import InvalidBind
 from sa_checkpoint.models import Checkpoint
 
 _A_WRITE = delete(Checkpoint)
+
+IsOne = Callable[[Dialect], bool]
+
+
+def _unknown(_dialect: Dialect) -> bool:
+    return False
 
 
 class Bind(ABC):
@@ -42,7 +49,9 @@ class Bind(ABC):
         self.is_async = is_async
 
     @abstractmethod
-    def connect(self, cancellation: Cancellation, *, writes: bool = True) -> AbstractContextManager[Connection]:
+    def connect(
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+    ) -> AbstractContextManager[Connection]:
         """A Connection for as long as an operation's statements run.
 
         If the operation fails or is cancelled, nothing of it is left, and a caller's transaction is as it was before.
@@ -51,6 +60,7 @@ class Bind(ABC):
         Args:
             cancellation: The call's. Waiting for a connection can be interrupted, work on a caller's cannot.
             writes: Whether the operation changes anything.
+            is_one: Whether it is one statement, atomic by itself, on a database.
         """
 
     @abstractmethod
@@ -74,15 +84,19 @@ class Bind(ABC):
 class EngineBind(Bind):
     """An Engine: each operation is a transaction on a connection of its pool."""
 
-    def __init__(self, engine: Engine, *, is_async: bool) -> None:
+    def __init__(self, engine: Engine, *, is_async: bool, autocommit: bool | None) -> None:
         super().__init__(is_async=is_async)
         self.source = engine
+        self._autocommit = autocommit
 
     @contextmanager
-    def connect(self, cancellation: Cancellation, *, writes: bool = True) -> Iterator[Connection]:
+    def connect(
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+    ) -> Iterator[Connection]:
         with self.turn(_shared(self.source)), self.source.connect() as connection:
             self.protect(self.source.dialect, cancellation)
-            with connection.begin(), _transactions.whole(connection, writes=writes):
+            extent = Extent(writes, is_one(connection.dialect))
+            with _transactions.own(connection, extent, autocommit=self._autocommit):
                 yield connection
                 cancellation.check()
             # What is left is the pool's ROLLBACK. SQLAlchemy 2.0 loses a connection that is cancelled in that.
@@ -103,8 +117,11 @@ class ConnectionBind(Bind):
         self.source = connection
 
     @contextmanager
-    def connect(self, cancellation: Cancellation, *, writes: bool = True) -> Iterator[Connection]:
-        with self.migrating(cancellation), _transactions.savepoint(self.source, writes=writes):
+    def connect(
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+    ) -> Iterator[Connection]:
+        extent = Extent(writes, is_one(self.source.dialect))
+        with self.migrating(cancellation), _transactions.savepoint(self.source, extent):
             yield self.source
             cancellation.check()
 
@@ -123,10 +140,14 @@ class SessionBind(Bind):
         self.source = session
 
     @contextmanager
-    def connect(self, cancellation: Cancellation, *, writes: bool = True) -> Iterator[Connection]:
-        with self.migrating(cancellation) as connection, _transactions.savepoint(connection, writes=writes):
-            yield connection
-            cancellation.check()
+    def connect(
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+    ) -> Iterator[Connection]:
+        with self.migrating(cancellation) as connection:
+            extent = Extent(writes, is_one(connection.dialect))
+            with _transactions.savepoint(connection, extent):
+                yield connection
+                cancellation.check()
 
     @contextmanager
     def migrating(self, cancellation: Cancellation) -> Iterator[Connection]:
@@ -146,14 +167,16 @@ class SessionFactoryBind(Bind):
         self.source = factory
 
     @contextmanager
-    def connect(self, cancellation: Cancellation, *, writes: bool = True) -> Iterator[Connection]:
+    def connect(
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+    ) -> Iterator[Connection]:
         with self.source() as session:
             bind = _routed(session, is_async=self.is_async)
             # A factory of the host's may have begun.
             with self.turn(_shared(bind)), session.get_transaction() or session.begin():
                 connection = session.connection(bind_arguments={"bind": bind})
                 self.protect(bind.dialect, cancellation)
-                with _transactions.whole(connection, writes=writes):
+                with _transactions.whole(connection, Extent(writes, is_one(bind.dialect))):
                     yield connection
                     # What is left is the COMMIT, and in the same step the pool's ROLLBACK, as above.
                     cancellation.protect()
@@ -225,8 +248,12 @@ _SYNC = (Engine, sessionmaker, scoped_session, Connection, Session)
 _ASYNC = ("AsyncEngine", "async_sessionmaker", "async_scoped_session", "AsyncConnection", "AsyncSession")
 
 
-def sync_bind(bind: Any) -> Bind:
+def sync_bind(bind: Any, *, autocommit: bool | None = None) -> Bind:
     """What `SQLAlchemySaver` works on, made of what the application has; one that is made already stays as it is.
+
+    Args:
+        bind: What the application has.
+        autocommit: For an Engine: see `_transactions.own`.
 
     Raises:
         InvalidBind: It is something else, or an engine on which threads would not see the same database.
@@ -239,6 +266,7 @@ def sync_bind(bind: Any) -> Bind:
             "from create_engine()."
         )
     _check_kind(bind, "SQLAlchemySaver", _SYNC)
+    _check_autocommit(bind, autocommit, (Engine,))
     if isinstance(bind, Session):
         return SessionBind(bind, is_async=False)
     if isinstance(bind, sessionmaker | scoped_session):
@@ -250,11 +278,17 @@ def sync_bind(bind: Any) -> Bind:
         return SessionFactoryBind(factory, is_async=False)
     _check_database(bind, is_async=False)
     _check_memory(bind)
-    return EngineBind(bind, is_async=False) if isinstance(bind, Engine) else ConnectionBind(bind, is_async=False)
+    if isinstance(bind, Engine):
+        return EngineBind(bind, is_async=False, autocommit=autocommit)
+    return ConnectionBind(bind, is_async=False)
 
 
-def async_bind(bind: Any) -> Bind:
+def async_bind(bind: Any, *, autocommit: bool | None = None) -> Bind:
     """The same for `AsyncSQLAlchemySaver`: on the sync side of what the application has.
+
+    Args:
+        bind: What the application has.
+        autocommit: For an AsyncEngine: see `_transactions.own`.
 
     Raises:
         InvalidBind: It is something else, or a connection that has not been awaited.
@@ -267,6 +301,7 @@ def async_bind(bind: Any) -> Bind:
             "or give AsyncSQLAlchemySaver an AsyncEngine from create_async_engine()."
         )
     _check_kind(bind, "AsyncSQLAlchemySaver", _asyncio_class(*_ASYNC))
+    _check_autocommit(bind, autocommit, _asyncio_class("AsyncEngine"))
     if isinstance(bind, _asyncio_class("AsyncSession")):
         return SessionBind(bind.sync_session, is_async=True)
     if isinstance(bind, _asyncio_class("async_sessionmaker", "async_scoped_session")):
@@ -276,7 +311,7 @@ def async_bind(bind: Any) -> Bind:
             _check_database(given, is_async=True)
         return SessionFactoryBind(lambda: factory().sync_session, is_async=True)
     if isinstance(bind, _asyncio_class("AsyncEngine")):
-        return EngineBind(bind.sync_engine, is_async=True)
+        return EngineBind(bind.sync_engine, is_async=True, autocommit=autocommit)
     if bind.sync_connection is None:
         raise InvalidBind(
             "This AsyncConnection has not been started: use `async with engine.connect() as connection`, or await it."
@@ -317,6 +352,16 @@ def _check_kind(bind: Any, saver: str, kinds: tuple[type[Any], ...]) -> None:
     raise InvalidBind(
         f"{saver} takes SQLAlchemy's {', '.join(names[:-1])} or {names[-1]}, not {type(bind).__name__}{hint}."
     )
+
+
+def _check_autocommit(bind: Any, autocommit: bool | None, engines: tuple[type[Any], ...]) -> None:
+    if autocommit is None or isinstance(autocommit, bool):
+        if not autocommit or isinstance(bind, engines):
+            return
+        raise InvalidBind(
+            f"autocommit=True is for an Engine, and {type(bind).__name__} has transactions of its own: leave it out."
+        )
+    raise InvalidBind(f"autocommit is {autocommit!r}: pass True, False, or None to have it decided by the engine.")
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

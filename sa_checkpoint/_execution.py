@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Dialect
 
 from sa_checkpoint._mysql import MySQLStrategy
 from sa_checkpoint._portable import PortableStrategy
@@ -65,11 +65,17 @@ class Operation(Generic[T]):
         work: Executes statements; a connection is held for just that.
         decode: Makes the result of what `work` returned, when the connection has been given back.
         writes: Whether it changes anything.
+        maintains: Whether it is the maintenance of a thread, which is several statements anywhere.
     """
 
     work: Callable[[Transaction], Any]
     decode: Callable[[Any], T]
     writes: bool = True
+    maintains: bool = False
+
+    def is_one_statement(self, dialect: Dialect, schema: str | None) -> bool:
+        """Whether it is one statement on this database, atomic by itself."""
+        return not self.maintains and strategy_for(dialect.name, schema).is_one_statement
 
     def execute(self, connection: Connection, schema: str | None = None) -> Any:
         """Do the work on the tables of a schema; the transaction is the caller's.

@@ -1,7 +1,8 @@
 """PostgreSQL's statements: each operation is one, atomic by itself.
 
-Rows cross as arrays (`unnest`), so the text of a statement does not change with their number; JSON crosses as text
-cast to JSONB and back, so a host's `json_serializer` and the drivers' JSON adapters have no part in it.
+A few rows cross as VALUES, which drivers encode and the server plans fastest. More of them cross as arrays (`unnest`),
+so the number of statements that drivers prepare stays small. JSON crosses as text cast to JSONB and back, so a host's
+`json_serializer` and the drivers' JSON adapters have no part in it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import (
     CTE,
+    BindParameter,
     ColumnElement,
     Delete,
     Executable,
@@ -24,9 +26,11 @@ from sqlalchemy import (
     Update,
     bindparam,
     cast,
+    column,
     func,
     literal_column,
     select,
+    text,
     true,
     type_coerce,
 )
@@ -53,6 +57,8 @@ _WRITE: Mapping[str, TypeEngine[Any]] = {
 }
 
 
+# Up to so many rows of an INSERT are VALUES: with each number of them it is another statement.
+_FEW = 8
 # Keeps our advisory locks on threads apart from those of others who hash text.
 _LOCK_SEED = int.from_bytes(b"sa_threa", "big")
 _EMPTY_OBJECT: ColumnElement[Any] = literal_column("'{}'::jsonb")
@@ -73,19 +79,36 @@ def _arrays(columns: Mapping[str, Any], rows: Sequence[Parameters]) -> dict[str,
     return {f"{name}s": [row[name] for row in rows] for name in columns}
 
 
+def _few_rows(shared: Mapping[str, BindParameter[str]], columns: Mapping[str, TypeEngine[Any]], few: int) -> Any:
+    """A VALUES list of so many rows, which have some columns in common, with the parameters that `_values` makes.
+
+    As text, since SQLAlchemy compiles an `insert().values()` of several rows anew for each execution.
+    """
+    own = [{f"{name}_{number}": type_ for name, type_ in columns.items()} for number in range(few)]
+    lists = (", ".join(f":{name}" for name in (*shared, *row)) for row in own)
+    parameters = (bindparam(name, type_=type_) for row in own for name, type_ in row.items())
+    values = text("VALUES " + ", ".join(f"({names})" for names in lists)).bindparams(*shared.values(), *parameters)
+    return values.columns(*(column(name) for name in (*shared, *columns)))
+
+
+def _values(rows: Sequence[Parameters]) -> dict[str, Any]:
+    """The parameters of VALUES: "blob_0", say, is the blob of the first row."""
+    return {f"{name}_{number}": value for number, row in enumerate(rows) for name, value in row.items()}
+
+
 class PostgreSQLStrategy(SQLStrategy):
     """One statement for each operation."""
 
     filters_exactly = True
+    is_one_statement = True
 
     def __init__(self, tables: Tables) -> None:
         super().__init__(tables)
         key = func.hashtextextended(text_parameter("thread_id"), literal_column(str(_LOCK_SEED)))
         self._lock_thread = select(func.pg_advisory_xact_lock(key))
-        self._put = self._build_put(None)
-        self._put_locked = self._build_put(select(func.pg_advisory_xact_lock_shared(key).label("lock")).cte("locked"))
-        self._insert_writes = self._build_put_writes(replace=False)
-        self._replace_writes = self._build_put_writes(replace=True)
+        self._lock_thread_shared = select(func.pg_advisory_xact_lock_shared(key).label("lock"))
+        self._put = cache(self._build_put)
+        self._put_writes = cache(self._build_put_writes)
         self._cached_read_filtered = cache(self._build_read_filtered)
 
     def put(
@@ -97,12 +120,14 @@ class PostgreSQLStrategy(SQLStrategy):
         *,
         shared: bool,
     ) -> None:
-        statement = self._put_locked if shared else self._put
-        executor.run(Call(statement, {**checkpoint, **_arrays(_BLOB, blobs)}))
+        few = len(blobs) <= _FEW and not (blobs and shared)
+        statement = self._put(few=len(blobs)) if few else self._put(locked=shared)
+        executor.run(Call(statement, {**checkpoint, **(_values(blobs) if few else _arrays(_BLOB, blobs))}))
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
-        statement = self._replace_writes if replace else self._insert_writes
-        executor.run(Call(statement, {**task, **_arrays(_WRITE, writes)}))
+        few = len(writes) <= _FEW
+        statement = self._put_writes(few=len(writes) if few else None, replace=replace)
+        executor.run(Call(statement, {**task, **(_values(writes) if few else _arrays(_WRITE, writes))}))
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._cached_read_filtered(shape), {"filter": dump_json("filter", filter)}
@@ -144,21 +169,33 @@ class PostgreSQLStrategy(SQLStrategy):
         return found, named.join(found, true())
 
     def _insert(
-        self, table: Table, keys: Sequence[str], columns: Mapping[str, TypeEngine[Any]], lock: CTE | None = None
+        self,
+        table: Table,
+        keys: Sequence[str],
+        columns: Mapping[str, TypeEngine[Any]],
+        *,
+        few: int | None,
+        lock: CTE | None = None,
     ) -> Any:
-        """INSERT … SELECT of any number of rows that share the key columns given as parameters.
+        """INSERT of rows that share the key columns given as parameters.
 
-        With a lock, no row is inserted before it is held.
+        Args:
+            table: Where to.
+            keys: The shared columns.
+            columns: The others.
+            few: How many rows, as VALUES; None for any number, as arrays.
+            lock: No row is inserted before it is held. For arrays only.
         """
+        shared = {key: text_parameter(key) for key in keys}
+        if few is not None:
+            return insert(table).from_select([*keys, *columns], _few_rows(shared, columns, few))
         rows = _rows(columns)
-        source = select(*(text_parameter(key) for key in keys), *(rows.c[name] for name in columns))
+        source = select(*shared.values(), *(rows.c[name] for name in columns))
         if lock is not None:
             source = source.select_from(lock.join(rows, true()))
         return insert(table).from_select([*keys, *columns], source)
 
-    def _build_put(self, lock: CTE | None) -> Executable:
-        blobs = self._insert(self.tables.blobs, ("thread_id", "checkpoint_ns"), _BLOB, lock)
-        blobs = blobs.on_conflict_do_nothing(index_elements=self.tables.blobs.primary_key)
+    def _build_put(self, *, few: int | None = None, locked: bool = False) -> Any:
         table = self.tables.checkpoints
         statement = insert(table).values(
             thread_id=text_parameter("thread_id"),
@@ -169,14 +206,20 @@ class PostgreSQLStrategy(SQLStrategy):
             metadata=cast(text_parameter("metadata"), JSONB),
         )
         new = statement.excluded
-        return statement.on_conflict_do_update(
+        upsert: Any = statement.on_conflict_do_update(
             index_elements=table.primary_key, set_={"checkpoint": new.checkpoint, "metadata": new.metadata}
-        ).add_cte(blobs.cte("new_blobs"))
+        )
+        if few == 0:
+            return upsert
+        lock = self._lock_thread_shared.cte("locked") if locked else None
+        blobs = self._insert(self.tables.blobs, ("thread_id", "checkpoint_ns"), _BLOB, few=few, lock=lock)
+        blobs = blobs.on_conflict_do_nothing(index_elements=self.tables.blobs.primary_key)
+        return upsert.add_cte(blobs.cte("new_blobs"))
 
-    def _build_put_writes(self, *, replace: bool) -> Executable:
+    def _build_put_writes(self, *, few: int | None, replace: bool) -> Executable:
         table = self.tables.writes
         task = ("thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "task_path")
-        statement = self._insert(table, task, _WRITE)
+        statement = self._insert(table, task, _WRITE, few=few)
         if not replace:
             inserted: Executable = statement.on_conflict_do_nothing(index_elements=table.primary_key)
             return inserted

@@ -187,6 +187,9 @@ class Strategy(ABC):
     The operation can then be done again.
     """
 
+    is_one_statement: ClassVar[bool] = False
+    """Whether each method but those for the maintenance of threads is one statement, atomic by itself."""
+
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
 

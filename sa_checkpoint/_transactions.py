@@ -1,13 +1,16 @@
 """An operation is all or nothing, in whatever state the application's connection is.
 
 In a transaction of ours that is given. In one of the caller's it takes a savepoint, after which the caller can go on.
-On a connection in autocommit, where every statement is committed by itself, it takes a BEGIN of our own.
+On a connection in autocommit, where every statement is committed by itself, it takes a BEGIN of our own, unless it is
+one statement; and then a transaction of ours on PostgreSQL can be that as well, without the round trips of a BEGIN and
+a COMMIT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
@@ -21,15 +24,104 @@ from sa_checkpoint.errors import is_transient
 BUFFERED: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
 
 
+# Drivers whose DBAPI connection has an attribute `autocommit` that sends nothing to the server, and what they call
+# READ COMMITTED.
+_READ_COMMITTED = {"psycopg": 2, "psycopg_async": 2, "asyncpg": "read_committed", "psycopg2": 1}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a block of statements needs a transaction for.
+
+    Attributes:
+        writes: Whether anything is changed.
+        is_one: Whether there is one statement only, which is atomic by itself.
+    """
+
+    writes: bool
+    is_one: bool = False
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether statements that are committed one by one would not do."""
+        return self.writes and not self.is_one
+
+
+WRITES = Extent(writes=True)
+"""Any number of statements that change something."""
+
+
 @contextmanager
-def whole(connection: Connection, *, writes: bool) -> Iterator[None]:
+def own(connection: Connection, extent: Extent, *, autocommit: bool | None) -> Iterator[None]:
+    """Make the statements in the block a transaction of ours, on a connection that was just checked out.
+
+    Args:
+        connection: The connection. A listener of the application's may have begun.
+        extent: What is going to be executed.
+        autocommit: Whether a single statement may be committed by itself: if None, unless `_needs_begin`.
+    """
+    if extent.is_one and _may_autocommit(connection, autocommit):
+        with connection.get_transaction() or connection.begin(), _in_autocommit(connection):
+            yield
+    elif extent.writes or connection.dialect.name not in MYSQL:
+        with connection.get_transaction() or connection.begin(), whole(connection, extent):
+            yield
+    else:
+        # SQLAlchemy begins with the first statement, and rolls back when the connection is closed: once. After a COMMIT
+        # the pool would send a ROLLBACK, too.
+        yield
+
+
+def _may_autocommit(connection: Connection, autocommit: bool | None) -> bool:
+    if connection.dialect.driver not in _READ_COMMITTED or is_in_transaction(connection):
+        return False
+    return not _needs_begin(connection) if autocommit is None else autocommit
+
+
+def _needs_begin(connection: Connection) -> bool:
+    """Whether the application asks for more than a BEGIN: with a listener, or with what it has set for each BEGIN.
+
+    A listener may set something for this transaction only, such as the tenant that row-level security looks at. READ
+    COMMITTED, which SQLAlchemy leaves behind on a connection that was in autocommit, is nothing more.
+    """
+    if connection.dispatch.begin:
+        return True
+    pooled = connection.connection
+    drivers = (pooled.dbapi_connection, pooled.driver_connection)
+    if any(getattr(driver, name, None) for driver in drivers for name in ("read_only", "readonly", "deferrable")):
+        return True
+    levels = (getattr(driver, "isolation_level", None) for driver in drivers)
+    return any(level not in (None, _READ_COMMITTED.get(connection.dialect.driver)) for level in levels)
+
+
+@contextmanager
+def _in_autocommit(connection: Connection) -> Iterator[None]:
+    """Have a single statement committed by itself, and leave the driver's connection as it was."""
+    driver: Any = connection.connection.dbapi_connection
+    if driver.autocommit:
+        yield
+        return
+    driver.autocommit = True
+    try:
+        yield
+    finally:
+        if not connection.invalidated:
+            try:
+                driver.autocommit = False
+            except Exception:
+                # The pool must not hand out a connection on which nothing can be rolled back.
+                connection.invalidate()
+
+
+@contextmanager
+def whole(connection: Connection, extent: Extent) -> Iterator[None]:
     """Make the statements in the block one transaction, if they are not one yet.
 
     Args:
         connection: A Connection on which SQLAlchemy has begun; in autocommit, that begins nothing in the database.
-        writes: Whether anything is changed.
+        extent: What is going to be executed.
     """
-    if not (writes and _is_autocommit(connection)):
+    if not (extent.needs_whole and _is_autocommit(connection)):
         yield
         return
     _execute(connection, _begin(connection))
@@ -42,19 +134,19 @@ def whole(connection: Connection, *, writes: bool) -> Iterator[None]:
 
 
 @contextmanager
-def savepoint(connection: Connection, *, writes: bool) -> Iterator[None]:
+def savepoint(connection: Connection, extent: Extent) -> Iterator[None]:
     """Undo the statements in the block if one of them fails, and leave the caller's transaction usable.
 
     Args:
         connection: The caller's; a transaction that it begins here is the caller's, too.
-        writes: Whether anything is changed.
+        extent: What is going to be executed.
     """
     if not connection.in_transaction():
         connection.begin()
     if _is_autocommit(connection):
-        with whole(connection, writes=writes):
+        with whole(connection, extent):
             yield
-    elif connection.dialect.name == "sqlite" and not writes:
+    elif connection.dialect.name == "sqlite" and not extent.writes:
         # A failed SELECT does no harm there, and a transaction that has begun with one may not be able to write.
         yield
     else:

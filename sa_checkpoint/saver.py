@@ -44,6 +44,12 @@ class SQLAlchemySaver(BaseSQLAlchemySaver):
         serde: The serializer of channel values and writes; LangGraph's `JsonPlusSerializer` by default.
         schema: The database schema of the checkpoint tables. None for unqualified tables: the `search_path`, or the
             engine's `schema_translate_map`, says where they are.
+        autocommit: Whether a call that is one statement, as all but the maintenance of threads are on PostgreSQL, has
+            the database commit it by itself, in one round trip instead of three. None, the default, does so unless the
+            Engine has a `begin` listener or an isolation level, is read-only, or hands out a connection in a
+            transaction. False sends a BEGIN and COMMIT in any case: for listeners such as `before_cursor_execute` that
+            set something for the transaction. True goes without, also past a `begin` listener. Elsewhere than on an
+            Engine of PostgreSQL it changes nothing.
 
     Raises:
         InvalidBind: `bind` is of another kind; the message says which class takes it.
@@ -56,8 +62,9 @@ class SQLAlchemySaver(BaseSQLAlchemySaver):
         *,
         serde: SerializerProtocol | None = None,
         schema: str | None = None,
+        autocommit: bool | None = None,
     ) -> None:
-        super().__init__(sync_bind(bind), serde=serde, schema=schema)
+        super().__init__(sync_bind(bind, autocommit=autocommit), serde=serde, schema=schema)
 
     def using(self, bind: Connection | Session | scoped_session[Any]) -> Self:
         """This saver in a transaction of yours: what it does is committed with your own rows, or not at all.

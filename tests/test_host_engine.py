@@ -670,19 +670,21 @@ async def test_listeners_see_one_checkout_and_one_transaction_for_each_call(
         for name in ("checkout", "checkin", "invalidate", "connect", "close"):
             event.listen(sync_engine.pool, name, lambda *_, name=name: seen.append(name))
 
-        for call in (
-            lambda: client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"}),
-            lambda: client.put_writes(saved, [("a", 1), ("b", 2)], "task"),
-            lambda: client.get_tuple(config_of(thread)),
-            lambda: client.list(config_of(thread)),
-            lambda: client.delta_history(config_of(thread), ["a"]),
-            lambda: client.copy_thread(thread, f"{thread} copy"),
-            lambda: client.prune([thread]),
-            lambda: client.delete_thread(f"{thread} copy"),
+        # On MySQL, where a COMMIT would be one more round trip.
+        end_of_reading = "rollback" if database.backend.dialect == "mysql" else "commit"
+        for end, call in (
+            ("commit", lambda: client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})),
+            ("commit", lambda: client.put_writes(saved, [("a", 1), ("b", 2)], "task")),
+            (end_of_reading, lambda: client.get_tuple(config_of(thread))),
+            (end_of_reading, lambda: client.list(config_of(thread))),
+            (end_of_reading, lambda: client.delta_history(config_of(thread), ["a"])),
+            ("commit", lambda: client.copy_thread(thread, f"{thread} copy")),
+            ("commit", lambda: client.prune([thread])),
+            ("commit", lambda: client.delete_thread(f"{thread} copy")),
         ):
             seen.clear()
             await call()
-            assert seen == ["checkout", "begin", "commit", "checkin"]
+            assert seen == ["checkout", "begin", end, "checkin"]
 
         seen.clear()
         with pytest.raises(DBAPIError):
