@@ -200,7 +200,7 @@ def transaction(bind: Engine | Connection, schema: str | None, *, waits: bool = 
             # SQLAlchemy goes back to it afterwards; and a host's listener may query before a level could be set.
             connection.execution_options(isolation_level="READ COMMITTED")
         # The lock goes with the transaction, so there has to be one in autocommit, too.
-        with connection.begin(), _transactions.whole(connection, _transactions.WRITES):
+        with connection.begin(), _transactions.whole(connection, writes=True):
             if dialect == "postgresql":
                 # What others did while we waited for the lock has to be seen, which REPEATABLE READ would not.
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
@@ -218,7 +218,7 @@ def _callers(connection: Connection, schema: str | None, *, waits: bool) -> Iter
         InvalidBind: The database would commit it.
     """
     if connection.dialect.name not in MYSQL:
-        with _transactions.savepoint(connection, _transactions.WRITES):
+        with _transactions.savepoint(connection, writes=True):
             if connection.dialect.name == "postgresql":
                 _lock(connection, waits=waits)
             yield

@@ -21,7 +21,6 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sa_checkpoint import _transactions, _turns
 from sa_checkpoint._cancellation import Cancellation
-from sa_checkpoint._transactions import Extent
 from sa_checkpoint._urls import is_memory
 from sa_checkpoint.errors import InvalidBind
 from sa_checkpoint.models import Checkpoint
@@ -54,13 +53,15 @@ class Bind(ABC):
     ) -> AbstractContextManager[Connection]:
         """A Connection for as long as an operation's statements run.
 
-        If the operation fails or is cancelled, nothing of it is left, and a caller's transaction is as it was before.
+        If the operation fails or is cancelled, nothing of it is left, and a caller's transaction is as it was before;
+        but a single statement that has come to its end may be in the database although its call was cancelled.
         A connection that is closed afterwards was in a transaction of ours, which has ended.
 
         Args:
             cancellation: The call's. Waiting for a connection can be interrupted, work on a caller's cannot.
             writes: Whether the operation changes anything.
-            is_one: Whether it is one statement, atomic by itself, on a database.
+            is_one: Whether it is one statement, atomic by itself, on a database. An engine's connection may then do
+                without a BEGIN.
         """
 
     @abstractmethod
@@ -95,8 +96,8 @@ class EngineBind(Bind):
     ) -> Iterator[Connection]:
         with self.turn(_shared(self.source)), self.source.connect() as connection:
             self.protect(self.source.dialect, cancellation)
-            extent = Extent(writes, is_one(connection.dialect))
-            with _transactions.own(connection, extent, autocommit=self._autocommit):
+            single = is_one(connection.dialect)
+            with _transactions.own(connection, writes=writes, is_one=single, autocommit=self._autocommit):
                 yield connection
                 cancellation.check()
             # What is left is the pool's ROLLBACK. SQLAlchemy 2.0 loses a connection that is cancelled in that.
@@ -120,8 +121,7 @@ class ConnectionBind(Bind):
     def connect(
         self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
     ) -> Iterator[Connection]:
-        extent = Extent(writes, is_one(self.source.dialect))
-        with self.migrating(cancellation), _transactions.savepoint(self.source, extent):
+        with self.migrating(cancellation), _transactions.savepoint(self.source, writes=writes):
             yield self.source
             cancellation.check()
 
@@ -143,11 +143,9 @@ class SessionBind(Bind):
     def connect(
         self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
     ) -> Iterator[Connection]:
-        with self.migrating(cancellation) as connection:
-            extent = Extent(writes, is_one(connection.dialect))
-            with _transactions.savepoint(connection, extent):
-                yield connection
-                cancellation.check()
+        with self.migrating(cancellation) as connection, _transactions.savepoint(connection, writes=writes):
+            yield connection
+            cancellation.check()
 
     @contextmanager
     def migrating(self, cancellation: Cancellation) -> Iterator[Connection]:
@@ -176,7 +174,7 @@ class SessionFactoryBind(Bind):
             with self.turn(_shared(bind)), session.get_transaction() or session.begin():
                 connection = session.connection(bind_arguments={"bind": bind})
                 self.protect(bind.dialect, cancellation)
-                with _transactions.whole(connection, Extent(writes, is_one(bind.dialect))):
+                with _transactions.whole(connection, writes=writes):
                     yield connection
                     # What is left is the COMMIT, and in the same step the pool's ROLLBACK, as above.
                     cancellation.protect()

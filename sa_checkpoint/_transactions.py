@@ -1,16 +1,14 @@
 """An operation is all or nothing, in whatever state the application's connection is.
 
 In a transaction of ours that is given. In one of the caller's it takes a savepoint, after which the caller can go on.
-On a connection in autocommit, where every statement is committed by itself, it takes a BEGIN of our own, unless it is
-one statement; and then a transaction of ours on PostgreSQL can be that as well, without the round trips of a BEGIN and
-a COMMIT.
+On a connection in autocommit, where every statement is committed by itself, it takes a BEGIN of our own. What is one
+statement anyway, on a connection of ours, does better without the round trips of a BEGIN and a COMMIT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
@@ -29,42 +27,21 @@ BUFFERED: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
 _READ_COMMITTED = {"psycopg": 2, "psycopg_async": 2, "asyncpg": "read_committed", "psycopg2": 1}
 
 
-@dataclass(frozen=True)
-class Extent:
-    """What a block of statements needs a transaction for.
-
-    Attributes:
-        writes: Whether anything is changed.
-        is_one: Whether there is one statement only, which is atomic by itself.
-    """
-
-    writes: bool
-    is_one: bool = False
-
-    @property
-    def needs_whole(self) -> bool:
-        """Whether statements that are committed one by one would not do."""
-        return self.writes and not self.is_one
-
-
-WRITES = Extent(writes=True)
-"""Any number of statements that change something."""
-
-
 @contextmanager
-def own(connection: Connection, extent: Extent, *, autocommit: bool | None) -> Iterator[None]:
+def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool | None) -> Iterator[None]:
     """Make the statements in the block a transaction of ours, on a connection that was just checked out.
 
     Args:
         connection: The connection. A listener of the application's may have begun.
-        extent: What is going to be executed.
-        autocommit: Whether a single statement may be committed by itself: if None, unless `_needs_begin`.
+        writes: Whether anything is changed.
+        is_one: Whether there is one statement only, which is atomic by itself.
+        autocommit: Whether that may be committed by itself: if None, unless `_needs_begin`.
     """
-    if extent.is_one and _may_autocommit(connection, autocommit):
+    if is_one and _may_autocommit(connection, autocommit):
         with connection.get_transaction() or connection.begin(), _in_autocommit(connection):
             yield
-    elif extent.writes or connection.dialect.name not in MYSQL:
-        with connection.get_transaction() or connection.begin(), whole(connection, extent):
+    elif writes or connection.dialect.name not in MYSQL:
+        with connection.get_transaction() or connection.begin(), whole(connection, writes=writes):
             yield
     else:
         # SQLAlchemy begins with the first statement, and rolls back when the connection is closed: once. After a COMMIT
@@ -114,14 +91,14 @@ def _in_autocommit(connection: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def whole(connection: Connection, extent: Extent) -> Iterator[None]:
+def whole(connection: Connection, *, writes: bool) -> Iterator[None]:
     """Make the statements in the block one transaction, if they are not one yet.
 
     Args:
         connection: A Connection on which SQLAlchemy has begun; in autocommit, that begins nothing in the database.
-        extent: What is going to be executed.
+        writes: Whether anything is changed.
     """
-    if not (extent.needs_whole and _is_autocommit(connection)):
+    if not (writes and _is_autocommit(connection)):
         yield
         return
     _execute(connection, _begin(connection))
@@ -134,19 +111,19 @@ def whole(connection: Connection, extent: Extent) -> Iterator[None]:
 
 
 @contextmanager
-def savepoint(connection: Connection, extent: Extent) -> Iterator[None]:
+def savepoint(connection: Connection, *, writes: bool) -> Iterator[None]:
     """Undo the statements in the block if one of them fails, and leave the caller's transaction usable.
 
     Args:
         connection: The caller's; a transaction that it begins here is the caller's, too.
-        extent: What is going to be executed.
+        writes: Whether anything is changed.
     """
     if not connection.in_transaction():
         connection.begin()
     if _is_autocommit(connection):
-        with whole(connection, extent):
+        with whole(connection, writes=writes):
             yield
-    elif connection.dialect.name == "sqlite" and not extent.writes:
+    elif connection.dialect.name == "sqlite" and not writes:
         # A failed SELECT does no harm there, and a transaction that has begun with one may not be able to write.
         yield
     else:

@@ -145,18 +145,40 @@ async def test_a_call_that_is_given_up_while_it_waits_never_begins(
     assert not any(keys_of(client, thread).values())
 
 
-@pytest.mark.parametrize("bind_on", [lambda engine: engine, maker_on], ids=["engine", "sessionmaker"])
+@pytest.mark.parametrize(
+    "make_saver",
+    [lambda engine: saver_on(engine, autocommit=False), lambda engine: saver_on(maker_on(engine))],
+    ids=["engine", "sessionmaker"],
+)
 async def test_a_call_given_up_on_a_pool_stores_nothing_and_gives_its_connection_back(
-    client: Client, database: Database, thread: str, bind_on: Callable[[Any], Any]
+    client: Client, database: Database, thread: str, make_saver: Callable[[Any], Any]
 ) -> None:
     async with engine_of(database, pool_size=1, max_overflow=0, pool_timeout=5) as engine:
-        saver = saver_on(bind_on(engine))
+        saver = make_saver(engine)
         for _ in range(2):
             await give_up(saver, f"slow-{thread}")
         assert sync_engine_of(engine).pool.checkedout() == 0  # type: ignore[attr-defined]
         await saver.aput(config_of(thread), checkpoint_of({"a": ["kept"]}), {}, {"a": "1"})
     assert await client.get_tuple(config_of(thread)) is not None
     assert not any(keys_of(client, f"slow-{thread}").values())
+
+
+async def test_a_single_statement_given_up_on_a_pool_stores_all_or_nothing_and_gives_its_connection_back(
+    client: Client, database: Database, thread: str
+) -> None:
+    """Without a COMMIT of its own, a statement that a worker thread has begun comes to its end."""
+    async with engine_of(database, pool_size=1, max_overflow=0, pool_timeout=5) as engine:
+        saver = saver_on(engine)
+        await give_up(saver, f"slow-{thread}")
+        assert sync_engine_of(engine).pool.checkedout() == 0  # type: ignore[attr-defined]
+        await saver.aput(config_of(thread), checkpoint_of({"a": ["kept"]}), {}, {"a": "1"})
+    assert await client.get_tuple(config_of(thread)) is not None
+    found = await client.get_tuple(config_of(f"slow-{thread}"))
+    if client.backend.id in ("psycopg", "psycopg2"):
+        assert found is not None
+        assert found.checkpoint["channel_values"] == {"a": ["slow"]}
+    else:
+        assert not any(keys_of(client, f"slow-{thread}").values())
 
 
 async def test_a_migration_that_is_given_up_while_another_is_under_way_leaves_the_callers_transaction(
