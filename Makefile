@@ -6,8 +6,9 @@ FLOOR := .venv-floor
 EXTRAS := postgres,psycopg2,asyncpg,mysql,mysql-async,sqlite-async,cli
 URL ?= sqlite:///checkpoints.db
 QUICKSTART ?=
+BENCH ?=
 
-.PHONY: install quickstart app docs test test-floor lint format clean
+.PHONY: install quickstart app docs test test-floor bench lint format clean
 
 install: $(VENV)/installed
 
@@ -47,6 +48,11 @@ comma := ,
 
 test-floor: $(FLOOR)/installed
 	$(FLOOR)/bin/python -m pytest -k 'not portable' $(patsubst %,--ignore=tests/test_%.py,fastapi_app quickstart server)
+
+# Ours beside LangGraph's own savers, interleaved, and the figures drawn. Less of it: make bench BENCH='--quick --only put'
+bench: install
+	$(VENV)/bin/python -m benchmarks run $(BENCH) --json docs/_static/benchmarks/results.json
+	$(VENV)/bin/python -m benchmarks plot docs/_static/benchmarks/results.json --output docs/_static/benchmarks
 
 lint: install
 	$(VENV)/bin/ruff check .

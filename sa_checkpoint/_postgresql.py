@@ -151,6 +151,14 @@ class PostgreSQLStrategy(SQLStrategy):
     def row_values(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Parameters:
         return {f"{name}_{column}": [row[index] for row in rows] for index, column in enumerate(columns)}
 
+    def look_up(
+        self, source: FromClause, table: Table, condition: ColumnElement[bool]
+    ) -> tuple[FromClause, FromClause]:
+        # One by one, by the whole key: without statistics of a thread that has just grown, a join reads it all each
+        # time. OFFSET keeps the planner from making a join of it.
+        found = select(table).where(condition).offset(literal_column("0")).lateral()
+        return found, source.join(found, true())
+
     def json_text(self, column: ColumnElement[Any], *keys: str) -> ColumnElement[str]:
         for key in keys[:-1]:
             column = column.op("->")(_quoted(key))

@@ -26,6 +26,7 @@ from sqlalchemy import (
     Integer,
     Numeric,
     Select,
+    Table,
     Text,
     Update,
     and_,
@@ -225,6 +226,12 @@ class JSONStatements(Statements):
     @abstractmethod
     def rows(self, name: str, *columns: str) -> FromClause:
         """A FROM element of any number of rows of text, bound as the parameters that `row_values` makes."""
+
+    def look_up(
+        self, source: FromClause, table: Table, condition: ColumnElement[bool]
+    ) -> tuple[FromClause, FromClause]:
+        """The rows of a table that meet a condition for a row of a source, and the join that finds them."""
+        return table, source.join(table, condition)
 
     @abstractmethod
     def row_values(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Parameters:

@@ -295,6 +295,8 @@ def delta_history(statements: JSONStatements, *, latest: bool) -> Executable:
         return and_(_of_thread(table), table.c.checkpoint_ns == text_parameter("namespace"))
 
     is_seed = path.c.has_value == literal_column("1")
+    of_step = and_(same(checkpoints), checkpoints.c.checkpoint_id == path.c.checkpoint_id)
+    seed = select(cast(checkpoints.c.checkpoint, Text)).where(of_step)
     ancestors = statements.branch(
         RowKind.ANCESTOR,
         {
@@ -303,17 +305,16 @@ def delta_history(statements: JSONStatements, *, latest: bool) -> Executable:
             "channel": path.c.channel,
             "version": path.c.position,
             "idx": path.c.has_value,
-            "checkpoint": case((is_seed, cast(checkpoints.c.checkpoint, Text))),
+            "checkpoint": case((is_seed, seed.scalar_subquery())),
         },
-    ).select_from(path.join(checkpoints, and_(same(checkpoints), checkpoints.c.checkpoint_id == path.c.checkpoint_id)))
-    versions = statements.blob_versions(checkpoints.c.checkpoint)
+    )
+    checkpoint, source = statements.look_up(path, checkpoints, of_step)
+    versions = statements.blob_versions(checkpoint.c.checkpoint)
     seeds = (
         statements.branch(RowKind.BLOB, {name: blobs.c[name] for name in ("channel", "version", "type", "blob")})
-        .select_from(path, checkpoints, versions, blobs)
+        .select_from(source, versions, blobs)
         .where(
             is_seed,
-            same(checkpoints),
-            checkpoints.c.checkpoint_id == path.c.checkpoint_id,
             versions.c.key == path.c.channel,
             same(blobs),
             blobs.c.channel == path.c.channel,
@@ -322,12 +323,9 @@ def delta_history(statements: JSONStatements, *, latest: bool) -> Executable:
         )
     )
     names = ("checkpoint_id", "channel", "type", "blob", "task_id", "task_path", "idx")
-    deltas = statements.branch(RowKind.WRITE, {name: writes.c[name] for name in names}).select_from(
-        path.join(
-            writes,
-            and_(same(writes), writes.c.checkpoint_id == path.c.checkpoint_id, writes.c.channel == path.c.channel),
-        )
-    )
+    of_path = and_(same(writes), writes.c.checkpoint_id == path.c.checkpoint_id, writes.c.channel == path.c.channel)
+    delta, source = statements.look_up(path, writes, of_path)
+    deltas = statements.branch(RowKind.WRITE, {name: delta.c[name] for name in names}).select_from(source)
     return union_all(ancestors, seeds, deltas)
 
 
@@ -361,15 +359,10 @@ def _path(statements: JSONStatements, latest: bool) -> Any:
             cast(literal_column(f"'{position}'"), Text).label("position"),
         )
 
-    first = table.alias("first")
-    path = (
-        step(first, channels.c.channel, START)
-        .select_from(start.join(first, and_(shared(first), first.c.checkpoint_id == start.c.id)).join(channels, true()))
-        .cte("path", recursive=True)
-    )
-    next_ = table.alias("next")
+    first, source = statements.look_up(start, table, and_(shared(table), table.c.checkpoint_id == start.c.id))
+    path = step(first, channels.c.channel, START).select_from(source.join(channels, true())).cte("path", recursive=True)
+    is_parent = and_(shared(table), table.c.checkpoint_id == path.c.parent_checkpoint_id)
+    parent, source = statements.look_up(path, table, is_parent)
     return path.union(
-        step(next_, path.c.channel, "")
-        .select_from(path.join(next_, and_(shared(next_), next_.c.checkpoint_id == path.c.parent_checkpoint_id)))
-        .where(path.c.has_value == literal_column("0"))
+        step(parent, path.c.channel, "").select_from(source).where(path.c.has_value == literal_column("0"))
     )
