@@ -12,7 +12,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, SingletonThreadPool, StaticPool, delete
@@ -69,7 +69,9 @@ class Bind(ABC):
         """What Alembic works on: an Engine, or a Connection in the caller's transaction."""
 
     def turn(self, key: Any) -> AbstractContextManager[None]:
-        """Wait until a key is free."""
+        """Wait until a key is free; None is."""
+        if key is None:
+            return nullcontext()
         return _turns.async_turn(key) if self.is_async else _turns.turn(key)
 
     def protect(self, dialect: Dialect, cancellation: Cancellation) -> None:

@@ -151,13 +151,15 @@ def _is_encrypted_json_plus(serde: SerializerProtocol) -> TypeGuard[EncryptedSer
     return type(serde) is EncryptedSerializer and not encrypts_or_may(serde.serde)
 
 
-def load_value(serde: SerializerProtocol, tag: str, data: bytes | None) -> Any:
+def load_value(serde: SerializerProtocol, tag: str, data: bytes | memoryview | None) -> Any:
     """What `dump_value` was given, from its tag and bytes, whichever of LangGraph's savers wrote them."""
+    if type(data) is not bytes:
+        data = bytes(data or b"")  # psycopg2 returns a memoryview
     if tag.startswith(_SURROGATES):
         if _is_encrypted_json_plus(serde) and "+" in tag:
-            data = serde.cipher.decrypt(tag.split("+", 1)[1], data or b"")
-        return (data or b"").decode("utf-8", "surrogatepass")
-    return serde.loads_typed((tag, data or b""))
+            data = serde.cipher.decrypt(tag.split("+", 1)[1], data)
+        return data.decode("utf-8", "surrogatepass")
+    return serde.loads_typed((tag, data))
 
 
 @dataclass(frozen=True)

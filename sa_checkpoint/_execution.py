@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Dialect
+from sqlalchemy import Connection, CursorResult, Dialect
 
 from sa_checkpoint._mysql import MySQLStrategy
 from sa_checkpoint._portable import PortableStrategy
 from sa_checkpoint._postgresql import PostgreSQLStrategy
+from sa_checkpoint._prepared import prepared_for
 from sa_checkpoint._sqlite import SQLiteStrategy
 from sa_checkpoint._strategy import Call, Rows, Strategy
 from sa_checkpoint._tables import tables_in
@@ -50,11 +51,22 @@ class Transaction:
     def run(self, *calls: Call) -> None:
         """Execute calls in order."""
         for call in calls:
-            self.connection.execute(call.statement, call.parameters, execution_options=BUFFERED).close()
+            self._execute(call).close()
 
     def fetch(self, call: Call) -> Rows:
         """Execute a call, and fetch its rows."""
-        return self.connection.execute(call.statement, call.parameters, execution_options=BUFFERED).fetchall()
+        return self._execute(call).fetchall()
+
+    def _execute(self, call: Call) -> CursorResult[Any]:
+        prepared = prepared_for(self.connection, call)
+        if prepared is None:
+            return self.connection.execute(call.statement, call.parameters, execution_options=BUFFERED)
+        parameters: Any = call.parameters
+        if isinstance(parameters, Mapping):
+            bound = prepared.bind(parameters)
+        else:
+            bound = [prepared.bind(row) for row in parameters]
+        return self.connection.exec_driver_sql(prepared.text, bound, execution_options=BUFFERED)
 
 
 @dataclass(frozen=True)

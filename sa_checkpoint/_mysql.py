@@ -153,7 +153,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         for some in _batches(rows):
             values = {f"{name}_{number}": _sent(row[name]) for number, row in enumerate(some) for name in row}
             statement = self._insert(table, tuple(shared), tuple(some[0]), len(some), replace)
-            executor.run(Call(statement, {**shared, **values}))
+            executor.run(Call(statement, {**shared, **values}, is_constant=True))
 
     def _build_insert(
         self, table: Table, shared: Sequence[str], columns: Sequence[str], rows: int, replace: bool
@@ -188,7 +188,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         self._insert_rows(executor, self.tables.blobs, namespace, blobs)
 
     def _put_checkpoint(self, executor: Executor, row: Parameters) -> None:
-        executor.run(Call(self._upsert_checkpoint, row))
+        executor.run(Call(self._upsert_checkpoint, row, is_constant=True))
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
         self._insert_rows(executor, self.tables.writes, stored_keys(task), writes, replace=replace)

@@ -122,12 +122,14 @@ class PostgreSQLStrategy(SQLStrategy):
     ) -> None:
         few = len(blobs) <= _FEW and not (blobs and shared)
         statement = self._put(few=len(blobs)) if few else self._put(locked=shared)
-        executor.run(Call(statement, {**checkpoint, **(_values(blobs) if few else _arrays(_BLOB, blobs))}))
+        parameters = {**checkpoint, **(_values(blobs) if few else _arrays(_BLOB, blobs))}
+        executor.run(Call(statement, parameters, is_constant=True))
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
         few = len(writes) <= _FEW
         statement = self._put_writes(few=len(writes) if few else None, replace=replace)
-        executor.run(Call(statement, {**task, **(_values(writes) if few else _arrays(_WRITE, writes))}))
+        parameters = {**task, **(_values(writes) if few else _arrays(_WRITE, writes))}
+        executor.run(Call(statement, parameters, is_constant=True))
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._cached_read_filtered(shape), {"filter": dump_json("filter", filter)}

@@ -67,15 +67,15 @@ class SQLiteStrategy(SQLStrategy):
         *,
         shared: bool,
     ) -> None:
-        calls = [Call(self._put_checkpoint, checkpoint)]
+        calls = [Call(self._put_checkpoint, checkpoint, is_constant=True)]
         if blobs:
             key = {name: checkpoint[name] for name in ("thread_id", "checkpoint_ns")}
-            calls.insert(0, Call(self._put_blobs, [{**key, **blob} for blob in blobs]))
+            calls.insert(0, Call(self._put_blobs, [{**key, **blob} for blob in blobs], is_constant=True))
         executor.run(*calls)
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
         statement = self._replace_writes if replace else self._insert_writes
-        executor.run(Call(statement, [{**task, **write} for write in writes]))
+        executor.run(Call(statement, [{**task, **write} for write in writes], is_constant=True))
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._build_read(shape, sqlite_contains(self.tables.checkpoints.c.metadata, filter)), {}

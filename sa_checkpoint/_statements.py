@@ -92,7 +92,7 @@ class Statements(Strategy):
         self, executor: Executor, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None
     ) -> Rows:
         if not filter:
-            return executor.fetch(Call(self._cached_read(shape), parameters))
+            return executor.fetch(Call(self._cached_read(shape), parameters, is_constant=True))
         statement, values = self._read_filtered(shape, filter)
         return executor.fetch(Call(statement, {**parameters, **values}))
 

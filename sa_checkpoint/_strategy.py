@@ -34,10 +34,14 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Call:
-    """A statement and what to execute it with: one set of parameters, or several for an executemany."""
+    """A statement and what to execute it with: one set of parameters, or several for an executemany.
+
+    A constant statement is one object for all calls, so that its text is worth keeping.
+    """
 
     statement: Executable
     parameters: Parameters | Sequence[Parameters]
+    is_constant: bool = False
 
 
 class Executor(Protocol):

@@ -8,7 +8,7 @@ statement anyway, on a connection of ours, does better without the round trips o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from sqlalchemy import Connection
@@ -22,13 +22,17 @@ from sa_checkpoint.errors import is_transient
 BUFFERED: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
 
 
-# Drivers whose DBAPI connection has an attribute `autocommit` that sends nothing to the server, and what they call
-# READ COMMITTED.
-_READ_COMMITTED = {"psycopg": 2, "psycopg_async": 2, "asyncpg": "read_committed", "psycopg2": 1}
+# Drivers whose DBAPI connection has an attribute `autocommit` that sends nothing to the server: what they call READ
+# COMMITTED, and which of their attributes makes transactions read-only.
+_AUTOCOMMITTING = {
+    "psycopg": (2, "read_only"),
+    "psycopg_async": (2, "read_only"),
+    "psycopg2": (1, "readonly"),
+    "asyncpg": ("read_committed", "readonly"),
+}
 
 
-@contextmanager
-def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool | None) -> Iterator[None]:
+def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool | None) -> AbstractContextManager[None]:
     """Make the statements in the block a transaction of ours, on a connection that was just checked out.
 
     Args:
@@ -38,21 +42,44 @@ def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool 
         autocommit: Whether that may be committed by itself: if None, unless `_needs_begin`.
     """
     if is_one and _may_autocommit(connection, autocommit):
-        with connection.get_transaction() or connection.begin(), _in_autocommit(connection):
-            yield
-    elif writes or connection.dialect.name not in MYSQL:
-        with connection.get_transaction() or connection.begin(), whole(connection, writes=writes):
-            yield
-    else:
-        # SQLAlchemy begins with the first statement, and rolls back when the connection is closed: once. After a COMMIT
-        # the pool would send a ROLLBACK, too.
+        return _in_autocommit(connection)
+    if writes or connection.dialect.name not in MYSQL:
+        return _in_transaction(connection, writes=writes)
+    # SQLAlchemy begins with the first statement, and rolls back when the connection is closed: once. After a COMMIT the
+    # pool would send a ROLLBACK, too.
+    return nullcontext()
+
+
+@contextmanager
+def _in_transaction(connection: Connection, *, writes: bool) -> Iterator[None]:
+    with connection.get_transaction() or connection.begin(), whole(connection, writes=writes):
         yield
 
 
+@contextmanager
+def _in_autocommit(connection: Connection) -> Iterator[None]:
+    """Have a single statement committed by itself, and leave the driver's connection as it was."""
+    driver: Any = connection.connection.dbapi_connection
+    was_autocommit = driver.autocommit
+    with connection.begin():  # for the application's listeners: the driver sends nothing
+        driver.autocommit = True
+        try:
+            yield
+        finally:
+            if not (was_autocommit or connection.invalidated):
+                try:
+                    driver.autocommit = False
+                except Exception:
+                    # The pool must not hand out a connection on which nothing can be rolled back.
+                    connection.invalidate()
+
+
 def _may_autocommit(connection: Connection, autocommit: bool | None) -> bool:
-    if connection.dialect.driver not in _READ_COMMITTED or is_in_transaction(connection):
+    if autocommit is False or connection.dialect.driver not in _AUTOCOMMITTING:
         return False
-    return not _needs_begin(connection) if autocommit is None else autocommit
+    if connection.in_transaction() or is_in_transaction(connection):
+        return False
+    return autocommit or not _needs_begin(connection)
 
 
 def _needs_begin(connection: Connection) -> bool:
@@ -63,31 +90,11 @@ def _needs_begin(connection: Connection) -> bool:
     """
     if connection.dispatch.begin:
         return True
-    pooled = connection.connection
-    drivers = (pooled.dbapi_connection, pooled.driver_connection)
-    if any(getattr(driver, name, None) for driver in drivers for name in ("read_only", "readonly", "deferrable")):
-        return True
-    levels = (getattr(driver, "isolation_level", None) for driver in drivers)
-    return any(level not in (None, _READ_COMMITTED.get(connection.dialect.driver)) for level in levels)
-
-
-@contextmanager
-def _in_autocommit(connection: Connection) -> Iterator[None]:
-    """Have a single statement committed by itself, and leave the driver's connection as it was."""
-    driver: Any = connection.connection.dbapi_connection
-    if driver.autocommit:
-        yield
-        return
-    driver.autocommit = True
-    try:
-        yield
-    finally:
-        if not connection.invalidated:
-            try:
-                driver.autocommit = False
-            except Exception:
-                # The pool must not hand out a connection on which nothing can be rolled back.
-                connection.invalidate()
+    name = connection.dialect.driver
+    driver: Any = connection.connection.dbapi_connection if name == "asyncpg" else _driver_connection(connection)
+    read_committed, read_only = _AUTOCOMMITTING[name]
+    level = driver.isolation_level
+    return level not in (None, read_committed, "autocommit") or getattr(driver, read_only) or driver.deferrable
 
 
 @contextmanager

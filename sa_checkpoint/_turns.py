@@ -25,11 +25,8 @@ def turn(key: Any) -> Iterator[None]:
     The thread that is may come in again: a listener of the application's that calls a saver is in the same transaction.
 
     Args:
-        key: What is shared: a Connection, Session or pool. None if nothing is.
+        key: What is shared: a Connection, Session or pool.
     """
-    if key is None:
-        yield
-        return
     with _LOCKS_LOCK:
         lock = _LOCKS.setdefault(key, RLock())
     with lock:
@@ -39,9 +36,6 @@ def turn(key: Any) -> Iterator[None]:
 @contextmanager
 def async_turn(key: Any) -> Iterator[None]:
     """The same for tasks of the running event loop, inside SQLAlchemy's `greenlet_spawn`."""
-    if key is None:
-        yield
-        return
     loops = _ASYNC_LOCKS.setdefault(key, WeakKeyDictionary())
     for loop in [loop for loop in loops if loop.is_closed()]:  # which the lock itself keeps alive
         del loops[loop]
