@@ -16,8 +16,8 @@ from sa_checkpoint.errors import InvalidValue
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
-# In JSON text, a float with an exponent, or a string that looks like one.
-_EXPONENT = re.compile(r"\de[+-]\d")
+# In JSON text, a float with an exponent, or a string that looks like one; but no UUID does.
+_EXPONENT = re.compile(r"[:,\[]-?\d[\d.]*e[+-]\d")
 
 
 def dump_json(what: str, value: Mapping[str, Any]) -> str:

@@ -156,8 +156,7 @@ class PostgreSQLStrategy(SQLStrategy):
     def look_up(
         self, source: FromClause, table: Table, condition: ColumnElement[bool]
     ) -> tuple[FromClause, FromClause]:
-        # One by one, by the whole key: without statistics of a thread that has just grown, a join reads it all each
-        # time. OFFSET keeps the planner from making a join of it.
+        # OFFSET keeps the planner from making one join of both.
         found = select(table).where(condition).offset(literal_column("0")).lateral()
         return found, source.join(found, true())
 
@@ -167,16 +166,11 @@ class PostgreSQLStrategy(SQLStrategy):
         return column.op("->>", return_type=Text())(_quoted(keys[-1]))
 
     def entries(self, column: ColumnElement[Any], *fields: str) -> FromClause:
-        merged: ColumnElement[Any] = _EMPTY_OBJECT
-        for field in fields:
-            merged = merged.op("||")(func.coalesce(column.op("->")(_quoted(field)), _EMPTY_OBJECT))
+        first, *others = (func.coalesce(column.op("->")(_quoted(field)), _EMPTY_OBJECT) for field in fields)
+        merged: ColumnElement[Any] = first
+        for other in others:
+            merged = merged.op("||")(other)
         return func.jsonb_each_text(merged).table_valued("key", "value", joins_implicitly=True)
-
-    def _look_up(self, named: FromClause, is_named: ColumnElement[bool]) -> tuple[FromClause, FromClause]:
-        # One by one: a join is planned from the number of blobs in the thread, and reads them all when there are many.
-        blobs = self.tables.blobs.c
-        found = select(blobs.type, blobs.blob).where(is_named).limit(literal_column("1")).lateral("found")
-        return found, named.join(found, true())
 
     def _insert(
         self,

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from operator import itemgetter
+from typing import Any, NamedTuple, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata, CheckpointTuple, writes_sort_key
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.types import TASKS
-from sqlalchemy import Row
 
 from sa_checkpoint import _codec
 from sa_checkpoint._json import load_json
 from sa_checkpoint._strategy import RowKind, Rows
 
 _Key = tuple[str | int | None, ...]
+_Blob = tuple[str, bytes | None]
+"""Type and bytes of a value."""
+
+
+class Write(NamedTuple):
+    """A pending write, and what it is sorted by."""
+
+    sort_key: Any
+    task_id: str
+    channel: str
+    type: str
+    blob: bytes | None
 
 
 def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
@@ -48,9 +60,9 @@ class Record:
     parent_checkpoint_id: str | None
     checkpoint: dict[str, Any]
     metadata: dict[str, Any]
-    blobs: Mapping[str, Row[Any]]
-    writes: Sequence[Row[Any]]
-    sends: Sequence[Row[Any]]
+    blobs: Mapping[str, _Blob]
+    writes: Sequence[Write]
+    sends: Sequence[Write]
 
     def load(self, serde: SerializerProtocol) -> CheckpointTuple:
         """Deserialise it."""
@@ -72,10 +84,10 @@ class Record:
 
     def _channel_values(self, serde: SerializerProtocol) -> dict[str, Any]:
         values: dict[str, Any] = dict(self.checkpoint.get("channel_values") or {})
-        for channel, blob in self.blobs.items():
+        for channel, (tag, data) in self.blobs.items():
             # True marks a _DeltaSnapshot, whose value is the blob. Any other inline value is this checkpoint's own.
             if values.get(channel, True) is True:
-                values[channel] = _codec.load_value(serde, blob.type, blob.blob)
+                values[channel] = _codec.load_value(serde, tag, data)
         return values
 
     def _restore_sends(self, serde: SerializerProtocol, checkpoint: dict[str, Any]) -> None:
@@ -88,37 +100,47 @@ class Record:
 
 def records_of(rows: Rows) -> list[Record]:
     """The checkpoints among the rows of a reading statement, in the order they came, each with its own."""
-    found: list[Row[Any]] = []
-    blobs: dict[_Key, Row[Any]] = {}
-    tasks: dict[_Key, list[Row[Any]]] = {}
-    for row in rows:
-        if row.kind == RowKind.CHECKPOINT:
-            found.append(row)
-        elif row.kind == RowKind.BLOB:
-            blobs[row.thread_id, row.checkpoint_ns, row.channel, row.version] = row
+    checkpoint_kind, blob_kind = int(RowKind.CHECKPOINT), int(RowKind.BLOB)
+    found: list[tuple[str, str, str, str | None, str, str]] = []
+    blobs: dict[_Key, _Blob] = {}
+    tasks: dict[_Key, list[Write]] = {}
+    # By position, since a name takes longer to look up in a row than all the rest.
+    for kind, thread_id, ns, checkpoint_id, parent, checkpoint, metadata, channel, version, tag, data, *task in rows:
+        if kind == checkpoint_kind:
+            found.append((thread_id, ns, checkpoint_id, parent, checkpoint, metadata))
+        elif kind == blob_kind:
+            blobs[thread_id, ns, channel, version] = (tag, data)
         else:
-            tasks.setdefault((row.kind, row.thread_id, row.checkpoint_ns, row.checkpoint_id), []).append(row)
-    for task_rows in tasks.values():
-        task_rows.sort(key=lambda row: writes_sort_key(row.task_path, row.task_id, row.idx))
+            task_id, task_path, idx = task
+            write = Write(writes_sort_key(task_path, task_id, idx), task_id, channel, tag, data)
+            tasks.setdefault((kind, thread_id, ns, checkpoint_id), []).append(write)
+    for writes in tasks.values():
+        writes.sort(key=_sort_key)
     return [_record(row, blobs, tasks) for row in found]
 
 
-def _record(row: Row[Any], blobs: Mapping[_Key, Row[Any]], tasks: Mapping[_Key, Sequence[Row[Any]]]) -> Record:
-    namespace = (row.thread_id, row.checkpoint_ns)
-    key = (*namespace, row.checkpoint_id)
-    checkpoint = load_json(row.checkpoint)
+_sort_key = itemgetter(0)
+
+
+def _record(
+    row: tuple[str, str, str, str | None, str, str],
+    blobs: Mapping[_Key, _Blob],
+    tasks: Mapping[_Key, Sequence[Write]],
+) -> Record:
+    thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, text, metadata = row
+    checkpoint = load_json(text)
     versions = _codec.blob_versions_of(checkpoint)
     for name in (_codec.BLOB_VERSIONS, _codec.NAMED_BLOBS):
         checkpoint.pop(name, None)
-    keys = {channel: (*namespace, channel, version) for channel, version in versions.items()}
+    keys = {channel: (thread_id, checkpoint_ns, channel, version) for channel, version in versions.items()}
     return Record(
-        thread_id=row.thread_id,
-        checkpoint_ns=checkpoint.pop(_codec.NAMESPACE, row.checkpoint_ns),
-        checkpoint_id=row.checkpoint_id,
-        parent_checkpoint_id=row.parent_checkpoint_id,
+        thread_id=thread_id,
+        checkpoint_ns=checkpoint.pop(_codec.NAMESPACE, checkpoint_ns),
+        checkpoint_id=checkpoint_id,
+        parent_checkpoint_id=parent_checkpoint_id,
         checkpoint=checkpoint,
-        metadata=load_json(row.metadata),
+        metadata=load_json(metadata),
         blobs={channel: blobs[key] for channel, key in keys.items() if key in blobs},
-        writes=tasks.get((RowKind.WRITE, *key), ()),
-        sends=tasks.get((RowKind.SEND, *key), ()),
+        writes=tasks.get((int(RowKind.WRITE), thread_id, checkpoint_ns, checkpoint_id), ()),
+        sends=tasks.get((int(RowKind.SEND), thread_id, checkpoint_ns, checkpoint_id), ()),
     )

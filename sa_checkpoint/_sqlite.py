@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -12,6 +12,7 @@ from sqlalchemy import (
     Executable,
     FromClause,
     Insert,
+    Join,
     Table,
     Text,
     Update,
@@ -23,6 +24,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from sa_checkpoint._filters import sqlite_contains
 from sa_checkpoint._sql_strategy import SQLStrategy
@@ -36,6 +39,20 @@ def _upsert(statement: sqlite.Insert, table: Table, columns: Sequence[str]) -> E
     return statement.on_conflict_do_update(
         index_elements=table.primary_key, set_={name: statement.excluded[name] for name in columns}
     )
+
+
+class _CrossJoin(Join):
+    """A join that SQLite begins with its left side (https://www.sqlite.org/optoverview.html#crossjoin)."""
+
+    inherit_cache = True
+
+
+@compiles(_CrossJoin)
+def _compile_cross_join(
+    join: _CrossJoin, compiler: SQLCompiler, asfrom: bool = False, from_linter: Any = None, **kw: Any
+) -> str:
+    left, right = (compiler.process(side, asfrom=True, **kw) for side in (join.left, join.right))
+    return f"{left} CROSS JOIN {right} ON {compiler.process(cast(Any, join.onclause), **kw)}"
 
 
 class SQLiteStrategy(SQLStrategy):
@@ -84,6 +101,11 @@ class SQLiteStrategy(SQLStrategy):
         # Deletes nothing, but takes the write lock. A transaction that reads first cannot write any more when another
         # has written meanwhile, however long it waits.
         executor.run(Call(self._lock, {}))
+
+    def look_up(
+        self, source: FromClause, table: Table, condition: ColumnElement[bool]
+    ) -> tuple[FromClause, FromClause]:
+        return table, _CrossJoin(source, table, condition)
 
     def together(self, *changes: Insert | Update | Delete) -> list[Executable]:
         return list(changes)

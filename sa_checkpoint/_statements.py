@@ -76,6 +76,16 @@ class Statements(Strategy):
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         """The reading statement for checkpoints whose metadata contains the filter, and its values."""
 
+    def look_up(
+        self, source: FromClause, table: Table, condition: ColumnElement[bool]
+    ) -> tuple[FromClause, FromClause]:
+        """The rows of a table that meet a condition for a row of a source, and the join that finds them.
+
+        The condition has the beginning of the table's primary key. A planner that does not know better, because a
+        thread has just grown, may begin with the other side of a join, and read all of the thread each time.
+        """
+        return table, source.join(table, condition)
+
     def as_text(self, column: ColumnElement[Any]) -> ColumnElement[str]:
         """A JSON column as text."""
         return cast(column, Text)
@@ -154,17 +164,15 @@ class Statements(Strategy):
 
     def _blob_rows(self, target: CTE, shape: ReadShape) -> Select[Any]:
         versions = self.blob_versions(target.c.checkpoint)
-        named = (
-            select(
-                target.c.thread_id,
-                target.c.checkpoint_ns,
-                versions.c.key.label("channel"),
-                self.version_text(versions.c.value).label("version"),
-            )
-            .distinct()
-            .subquery("named")
+        names = select(
+            target.c.thread_id,
+            target.c.checkpoint_ns,
+            versions.c.key.label("channel"),
+            self.version_text(versions.c.value).label("version"),
         )
-        found, source = self._look_up(named, self._is_named(named, named.c.channel, named.c.version, shape))
+        named = (names.distinct() if shape.many else names).subquery("named")
+        is_named = self._is_named(named, named.c.channel, named.c.version, shape)
+        found, source = self.look_up(named, self.tables.blobs, is_named)
         columns = {name: named.c[name] for name in ("thread_id", "checkpoint_ns", "channel", "version")}
         return self.branch(RowKind.BLOB, {**columns, "type": found.c.type, "blob": found.c.blob}).select_from(source)
 
@@ -180,29 +188,28 @@ class Statements(Strategy):
             blobs.type != literal_column(f"'{EMPTY}'"),
         )
 
-    def _look_up(self, named: FromClause, is_named: ColumnElement[bool]) -> tuple[FromClause, FromClause]:
-        """The blobs that are named, and the join that finds them."""
-        return self.tables.blobs, named.join(self.tables.blobs, is_named)
-
     def _write_rows(self, target: FromClause, shape: ReadShape) -> Select[Any]:
-        writes = self.tables.writes.c
-        return self.branch(RowKind.WRITE, self._write_columns(writes.checkpoint_id)).where(
-            self._same_namespace(writes, target.c, shape), writes.checkpoint_id == target.c.checkpoint_id
+        writes = self.tables.writes
+        of_checkpoint = and_(
+            self._same_namespace(writes.c, target.c, shape), writes.c.checkpoint_id == target.c.checkpoint_id
         )
+        found, source = self.look_up(target, writes, of_checkpoint)
+        return self.branch(RowKind.WRITE, self._write_columns(found, found.c.checkpoint_id)).select_from(source)
 
     def _send_rows(self, target: FromClause, shape: ReadShape) -> Select[Any]:
-        writes = self.tables.writes.c
-        return self.branch(RowKind.SEND, self._write_columns(target.c.checkpoint_id)).where(
-            self._same_namespace(writes, target.c, shape),
-            writes.checkpoint_id == target.c.parent_checkpoint_id,
-            writes.channel == literal_column(f"'{TASKS}'"),
+        writes = self.tables.writes
+        of_parent = and_(
+            self._same_namespace(writes.c, target.c, shape),
+            writes.c.checkpoint_id == target.c.parent_checkpoint_id,
+            writes.c.channel == literal_column(f"'{TASKS}'"),
             cast(self.json_text(target.c.checkpoint, "v"), Numeric) < literal_column("4"),
         )
+        found, source = self.look_up(target, writes, of_parent)
+        return self.branch(RowKind.SEND, self._write_columns(found, target.c.checkpoint_id)).select_from(source)
 
-    def _write_columns(self, checkpoint_id: ColumnElement[str]) -> dict[str, ColumnElement[Any]]:
-        writes = self.tables.writes.c
+    def _write_columns(self, found: FromClause, checkpoint_id: ColumnElement[str]) -> dict[str, ColumnElement[Any]]:
         names = ("thread_id", "checkpoint_ns", "channel", "type", "blob", "task_id", "task_path", "idx")
-        return {"checkpoint_id": checkpoint_id, **{name: writes[name] for name in names}}
+        return {"checkpoint_id": checkpoint_id, **{name: found.c[name] for name in names}}
 
     def _same_namespace(self, columns: Any, target: Any, shape: ReadShape) -> ColumnElement[bool]:
         """The join on thread and namespace, with the thread as a parameter where it is known.
@@ -226,12 +233,6 @@ class JSONStatements(Statements):
     @abstractmethod
     def rows(self, name: str, *columns: str) -> FromClause:
         """A FROM element of any number of rows of text, bound as the parameters that `row_values` makes."""
-
-    def look_up(
-        self, source: FromClause, table: Table, condition: ColumnElement[bool]
-    ) -> tuple[FromClause, FromClause]:
-        """The rows of a table that meet a condition for a row of a source, and the join that finds them."""
-        return table, source.join(table, condition)
 
     @abstractmethod
     def row_values(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Parameters:
