@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -27,6 +28,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sa_checkpoint import _codec, _history, _maintenance, _operations, _revision, _turns
 from sa_checkpoint._binds import Bind
 from sa_checkpoint._cancellation import Cancellation
+from sa_checkpoint._event_loop import SLOW_BYTES, unblocked
 from sa_checkpoint._execution import Operation, strategy_for
 from sa_checkpoint._operations import Listing
 from sa_checkpoint._schema import check_schema
@@ -37,6 +39,10 @@ T = TypeVar("T")
 # Isolation levels above PostgreSQL's default let one of two concurrent transactions fail, and InnoDB's are often in a
 # deadlock when they insert the same rows.
 _ATTEMPTS = 25
+
+
+async def _aprepare(prepare: Callable[[], Operation[T]], values: Any) -> Operation[T]:
+    return await unblocked(prepare, is_slow=_codec.is_heavy(values))
 
 
 class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
@@ -187,7 +193,7 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
         while listing is not None:
             page = await self._arun(listing.page())
             for record in page.records:
-                yield record.load(self.serde)
+                yield await unblocked(partial(record.load, self.serde), is_slow=record.weight > SLOW_BYTES)
             listing = page.rest
 
     def put(
@@ -218,7 +224,8 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """The async twin of `put`."""
-        return await self._arun(_operations.put(self.serde, config, checkpoint, metadata, new_versions))
+        prepare = partial(_operations.put, self.serde, config, checkpoint, metadata, new_versions)
+        return await self._arun(await _aprepare(prepare, checkpoint))
 
     def put_writes(
         self,
@@ -246,7 +253,8 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """The async twin of `put_writes`."""
-        await self._arun(_operations.put_writes(self.serde, config, writes, task_id, task_path))
+        prepare = partial(_operations.put_writes, self.serde, config, writes, task_id, task_path)
+        await self._arun(await _aprepare(prepare, writes))
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete all checkpoints, blobs and writes of a thread, in all its namespaces.

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from hashlib import sha256
+from types import NoneType
 from typing import Any, TypeGuard
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -19,6 +21,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
+from sa_checkpoint._strategy import LARGE_BYTES
 from sa_checkpoint._text import has_lone_surrogate, identifier, is_storable_text
 from sa_checkpoint.errors import InvalidValue
 
@@ -28,6 +31,10 @@ MAX_INLINE_STRING = 1024
 _INT64 = range(-(2**63), 2**63)
 # The type of a blob that stands for "no value", as langgraph-checkpoint-postgres writes it.
 EMPTY = "empty"
+_SCALARS = frozenset((bool, int, float, NoneType))
+_COLLECTIONS = frozenset((list, tuple, set, frozenset, deque))
+# So many objects take about a millisecond to serialise.
+_MANY_OBJECTS = 5000
 # Our key in a checkpoint's JSON: see `encode_values`.
 BLOB_VERSIONS = "sa_checkpoint_blob_versions"
 # Two more, on databases where keys have a limit: what the key of the namespace is a hash of, and the `named_blobs`.
@@ -230,6 +237,34 @@ def encode_values(
     # In one order for all, so that two transactions that store the same blobs do not wait for each other.
     encoded.blobs.sort(key=lambda row: (row["channel"], row["version"]))
     return encoded
+
+
+def is_heavy(value: Any) -> bool:
+    """Whether serialising a value may take several milliseconds, by a quick look at it.
+
+    That is, whether it has more than a megabyte of text and bytes, or thousands of objects.
+    """
+    stack, size = [value], 0
+    for _ in range(_MANY_OBJECTS):
+        if not stack:
+            return False
+        part = stack.pop()
+        kind = type(part)
+        if kind is str or kind is bytes:
+            size += len(part)
+        elif kind in _SCALARS:
+            continue
+        elif kind is dict:
+            stack += part.values()
+        elif kind in _COLLECTIONS:
+            stack += part
+        elif hasattr(part, "__dict__"):
+            stack += vars(part).values()
+        else:
+            size += getattr(part, "nbytes", 0)  # an array's
+        if size > LARGE_BYTES:
+            return True
+    return True
 
 
 def blob_versions_of(checkpoint: Mapping[str, Any]) -> dict[str, str | None]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Dialect
 
+from sa_checkpoint._driver import binary_results
 from sa_checkpoint._mysql import MySQLStrategy
 from sa_checkpoint._portable import PortableStrategy
 from sa_checkpoint._postgresql import PostgreSQLStrategy
 from sa_checkpoint._prepared import prepared_for
 from sa_checkpoint._sqlite import SQLiteStrategy
-from sa_checkpoint._strategy import Call, Rows, Strategy
+from sa_checkpoint._strategy import Call, Parameters, Rows, Strategy, is_large
 from sa_checkpoint._tables import tables_in
 from sa_checkpoint._transactions import BUFFERED
 from sa_checkpoint._types import MYSQL
@@ -55,7 +56,8 @@ class Transaction:
 
     def fetch(self, call: Call) -> Rows:
         """Execute a call, and fetch its rows."""
-        return self._execute(call).fetchall()
+        with binary_results(self.connection):
+            return self._execute(call).fetchall()
 
     def _execute(self, call: Call) -> CursorResult[Any]:
         prepared = prepared_for(self.connection, call)
@@ -77,17 +79,19 @@ class Operation(Generic[T]):
         work: Executes statements; a connection is held for just that.
         decode: Makes the result of what `work` returned, when the connection has been given back.
         writes: Whether it changes anything.
-        maintains: Whether it is the maintenance of a thread, which is several statements anywhere.
+        is_several: Whether it is several statements anywhere: the maintenance of a thread, or what `is_large`.
+        weigh: How many bytes there are to deserialise in the result of `work`.
     """
 
     work: Callable[[Transaction], Any]
     decode: Callable[[Any], T]
     writes: bool = True
-    maintains: bool = False
+    is_several: bool = False
+    weigh: Callable[[Any], int] = lambda _result: 0
 
     def is_one_statement(self, dialect: Dialect, schema: str | None) -> bool:
         """Whether it is one statement on this database, atomic by itself."""
-        return not self.maintains and strategy_for(dialect.name, schema).is_one_statement
+        return not self.is_several and strategy_for(dialect.name, schema).is_one_statement
 
     def execute(self, connection: Connection, schema: str | None = None) -> Any:
         """Do the work on the tables of a schema; the transaction is the caller's.
@@ -100,6 +104,18 @@ class Operation(Generic[T]):
         return self.work(Transaction(connection, strategy))
 
 
-def writing(work: Callable[[Strategy, Transaction], None], result: T) -> Operation[T]:
-    """An operation that has its result beforehand."""
-    return Operation(lambda transaction: work(transaction.strategy, transaction), lambda _nothing: result)
+def writing(
+    work: Callable[[Strategy, Transaction], None], result: T, *, rows: Sequence[Parameters] = ()
+) -> Operation[T]:
+    """An operation that has its result beforehand.
+
+    Args:
+        work: What it does.
+        result: Its result.
+        rows: What it writes, if that may be large.
+    """
+    return Operation(
+        lambda transaction: work(transaction.strategy, transaction),
+        lambda _nothing: result,
+        is_several=is_large(rows),
+    )

@@ -13,6 +13,7 @@ from sqlalchemy import Row
 from sa_checkpoint import _codec, _operations
 from sa_checkpoint._execution import Operation, Transaction
 from sa_checkpoint._json import load_json
+from sa_checkpoint._records import weight_of
 from sa_checkpoint._strategy import START, RowKind, Rows
 from sa_checkpoint._text import identifier
 
@@ -33,7 +34,7 @@ def get_delta_channel_history(
     def decode(rows: Rows) -> Mapping[str, DeltaChannelHistory]:
         return {channel: _history(serde, [row for row in rows if row.channel == channel]) for channel in names}
 
-    return Operation(work, decode, writes=False)
+    return Operation(work, decode, writes=False, weigh=weight_of)
 
 
 def _history(serde: SerializerProtocol, rows: Sequence[Row[Any]]) -> DeltaChannelHistory:

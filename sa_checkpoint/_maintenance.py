@@ -57,7 +57,7 @@ def copy_thread(source_thread_id: str, target_thread_id: str) -> Operation[None]
                 raise
             raise exists from error
 
-    return Operation(work, _operations.nothing, maintains=True)
+    return Operation(work, _operations.nothing, is_several=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- runs
@@ -83,7 +83,7 @@ def delete_runs_of_thread(thread_id: str, run_ids: Sequence[str]) -> Operation[N
         if doomed:
             strategy.thread(transaction, thread_id).delete(doomed, [])
 
-    return Operation(work, _operations.nothing, maintains=True)
+    return Operation(work, _operations.nothing, is_several=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- prune
@@ -107,7 +107,7 @@ def prune_thread(thread_id: str, strategy: str) -> Operation[None]:
         if doomed or dead:
             thread.delete(doomed, dead)
 
-    return Operation(work, _operations.nothing, maintains=True)
+    return Operation(work, _operations.nothing, is_several=True)
 
 
 def _namespaces(rows: Sequence[Any]) -> dict[str, list[Any]]:

@@ -26,7 +26,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from sa_checkpoint import _codec, _filters
 from sa_checkpoint._execution import Operation, Transaction, writing
 from sa_checkpoint._json import dump_json, load_json
-from sa_checkpoint._records import Record, config_of, records_of
+from sa_checkpoint._records import Record, config_of, records_of, weight_of
 from sa_checkpoint._strategy import ReadShape, Rows
 from sa_checkpoint._text import identifier
 from sa_checkpoint.errors import InvalidConfig, InvalidValue
@@ -91,7 +91,11 @@ def put(
     saved = config_of(**key, checkpoint_id=checkpoint_id)
     shared = any(values.blob_versions.values())
     named = _codec.named_blobs(document)
-    return writing(lambda strategy, executor: strategy.put(executor, row, values.blobs, named, shared=shared), saved)
+    return writing(
+        lambda strategy, executor: strategy.put(executor, row, values.blobs, named, shared=shared),
+        saved,
+        rows=values.blobs,
+    )
 
 
 def put_writes(
@@ -130,7 +134,9 @@ def put_writes(
         return writing(lambda _strategy, _executor: None, None)
     # In one order for all, so that two transactions that store the same writes do not wait for each other.
     batch = [rows[idx] for idx in sorted(rows)]
-    return writing(lambda strategy, executor: strategy.put_writes(executor, task, batch, replace=replaces), None)
+    return writing(
+        lambda strategy, executor: strategy.put_writes(executor, task, batch, replace=replaces), None, rows=batch
+    )
 
 
 def delete_thread(thread_id: str) -> Operation[None]:
@@ -153,7 +159,7 @@ def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[Ch
     def decode(rows: Rows) -> CheckpointTuple | None:
         return next((record.load(serde) for record in records_of(rows)), None)
 
-    return Operation(work, decode, writes=False)
+    return Operation(work, decode, writes=False, weigh=weight_of)
 
 
 @dataclass(frozen=True)

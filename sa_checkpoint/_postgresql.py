@@ -40,7 +40,7 @@ from sqlalchemy.types import TypeEngine
 
 from sa_checkpoint._json import dump_json
 from sa_checkpoint._sql_strategy import SQLStrategy
-from sa_checkpoint._strategy import Call, Executor, Parameters, ReadShape, text_parameter
+from sa_checkpoint._strategy import Call, Executor, Parameters, ReadShape, is_large, text_parameter
 from sa_checkpoint._tables import Tables
 
 _BLOB: Mapping[str, TypeEngine[Any]] = {
@@ -96,6 +96,16 @@ def _values(rows: Sequence[Parameters]) -> dict[str, Any]:
     return {f"{name}_{number}": value for number, row in enumerate(rows) for name, value in row.items()}
 
 
+def _batches(rows: Sequence[Parameters]) -> list[Sequence[Parameters]]:
+    """Rows in parts that are not large, unless a single row is, and for each of which VALUES will do."""
+    batches: list[list[Parameters]] = [[]]
+    for row in rows:
+        if batches[-1] and (len(batches[-1]) == _FEW or is_large([*batches[-1], row])):
+            batches.append([])
+        batches[-1].append(row)
+    return list(batches)
+
+
 class PostgreSQLStrategy(SQLStrategy):
     """One statement for each operation."""
 
@@ -108,6 +118,7 @@ class PostgreSQLStrategy(SQLStrategy):
         self._lock_thread = select(func.pg_advisory_xact_lock(key))
         self._lock_thread_shared = select(func.pg_advisory_xact_lock_shared(key).label("lock"))
         self._put = cache(self._build_put)
+        self._put_blobs = cache(self._build_put_blobs)
         self._put_writes = cache(self._build_put_writes)
         self._cached_read_filtered = cache(self._build_read_filtered)
 
@@ -120,16 +131,25 @@ class PostgreSQLStrategy(SQLStrategy):
         *,
         shared: bool,
     ) -> None:
+        if is_large(blobs):
+            if shared:
+                executor.run(Call(self._lock_thread_shared, {"thread_id": checkpoint["thread_id"]}))
+            *others, blobs = _batches(blobs)
+            key = {name: checkpoint[name] for name in ("thread_id", "checkpoint_ns")}
+            for some in others:
+                executor.run(Call(self._put_blobs(len(some)), {**key, **_values(some)}, is_constant=True))
+            shared = False
         few = len(blobs) <= _FEW and not (blobs and shared)
         statement = self._put(few=len(blobs)) if few else self._put(locked=shared)
         parameters = {**checkpoint, **(_values(blobs) if few else _arrays(_BLOB, blobs))}
         executor.run(Call(statement, parameters, is_constant=True))
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
-        few = len(writes) <= _FEW
-        statement = self._put_writes(few=len(writes) if few else None, replace=replace)
-        parameters = {**task, **(_values(writes) if few else _arrays(_WRITE, writes))}
-        executor.run(Call(statement, parameters, is_constant=True))
+        for some in _batches(writes) if is_large(writes) else [writes]:
+            few = len(some) <= _FEW
+            statement = self._put_writes(few=len(some) if few else None, replace=replace)
+            parameters = {**task, **(_values(some) if few else _arrays(_WRITE, some))}
+            executor.run(Call(statement, parameters, is_constant=True))
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._cached_read_filtered(shape), {"filter": dump_json("filter", filter)}
@@ -215,10 +235,12 @@ class PostgreSQLStrategy(SQLStrategy):
         )
         if few == 0:
             return upsert
+        return upsert.add_cte(self._build_put_blobs(few, locked=locked).cte("new_blobs"))
+
+    def _build_put_blobs(self, few: int | None, *, locked: bool = False) -> Any:
         lock = self._lock_thread_shared.cte("locked") if locked else None
         blobs = self._insert(self.tables.blobs, ("thread_id", "checkpoint_ns"), _BLOB, few=few, lock=lock)
-        blobs = blobs.on_conflict_do_nothing(index_elements=self.tables.blobs.primary_key)
-        return upsert.add_cte(blobs.cte("new_blobs"))
+        return blobs.on_conflict_do_nothing(index_elements=self.tables.blobs.primary_key)
 
     def _build_put_writes(self, *, few: int | None, replace: bool) -> Executable:
         table = self.tables.writes

@@ -14,7 +14,7 @@ from langgraph.checkpoint.serde.types import TASKS
 
 from sa_checkpoint import _codec
 from sa_checkpoint._json import load_json
-from sa_checkpoint._strategy import RowKind, Rows
+from sa_checkpoint._strategy import READ_COLUMNS, RowKind, Rows
 
 _Key = tuple[str | int | None, ...]
 _Blob = tuple[str, bytes | None]
@@ -64,6 +64,12 @@ class Record:
     writes: Sequence[Write]
     sends: Sequence[Write]
 
+    @property
+    def weight(self) -> int:
+        """How many bytes there are to deserialise."""
+        blobs = sum(len(data or b"") for _, data in self.blobs.values())
+        return blobs + sum(len(write.blob or b"") for write in (*self.writes, *self.sends))
+
     def load(self, serde: SerializerProtocol) -> CheckpointTuple:
         """Deserialise it."""
         key = (self.thread_id, self.checkpoint_ns)
@@ -96,6 +102,14 @@ class Record:
         versions = dict(checkpoint.get("channel_versions") or {})
         versions[TASKS] = max(versions.values()) if versions else _codec.next_version(None)
         checkpoint["channel_versions"] = versions
+
+
+_BLOB_COLUMN = list(READ_COLUMNS).index("blob") + 1  # after the kind
+
+
+def weight_of(rows: Rows) -> int:
+    """How many bytes there are to deserialise in the rows of a reading statement."""
+    return sum(len(row[_BLOB_COLUMN] or b"") for row in rows)
 
 
 def records_of(rows: Rows) -> list[Record]:

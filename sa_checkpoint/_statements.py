@@ -81,7 +81,7 @@ class Statements(Strategy):
     ) -> tuple[FromClause, FromClause]:
         """The rows of a table that meet a condition for a row of a source, and the join that finds them.
 
-        The condition has the beginning of the table's primary key. A planner that does not know better, because a
+        The condition has the beginning of one of the table's indexes. A planner that does not know better, because a
         thread has just grown, may begin with the other side of a join, and read all of the thread each time.
         """
         return table, source.join(table, condition)

@@ -136,6 +136,15 @@ class ReadShape:
         return bindparam("limit", type_=Integer()) if self.many else literal_column("1")
 
 
+LARGE_BYTES = 1_000_000
+"""How much a statement should hold at most: a driver may copy it several times, and holds up an event loop as long."""
+
+
+def is_large(rows: Sequence[Parameters]) -> bool:
+    """Whether the blobs of some rows are too much for one statement."""
+    return sum(len(row["blob"]) for row in rows) > LARGE_BYTES
+
+
 def text_parameter(name: str) -> BindParameter[str]:
     """A bound parameter for text, whatever the type of the column it meets: JSON crosses as text, too."""
     return bindparam(name, type_=Text())
@@ -192,7 +201,10 @@ class Strategy(ABC):
     """
 
     is_one_statement: ClassVar[bool] = False
-    """Whether each method but those for the maintenance of threads is one statement, atomic by itself."""
+    """Whether each method but those for the maintenance of threads is one statement, atomic by itself.
+
+    But for rows that are `is_large`.
+    """
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables

@@ -106,22 +106,22 @@ def outline(statements: JSONStatements) -> Select[Any]:
     )
 
 
-def _join_given(statements: JSONStatements, table: Table) -> FromClause:
-    """The rows of a table that belong to the given checkpoints."""
+def _given(statements: JSONStatements, table: Table) -> tuple[FromClause, FromClause]:
+    """The rows of a table that belong to the given checkpoints of a thread, and the join that finds them."""
     given = statements.rows("given", *DOOMED)
     is_given = and_(table.c.checkpoint_ns == given.c.checkpoint_ns, table.c.checkpoint_id == given.c.checkpoint_id)
-    return table.join(given, is_given)
+    return statements.look_up(given, table, and_(_of_thread(table), is_given))
 
 
 @_built_once
 def with_sends(statements: JSONStatements) -> Select[Any]:
     """Of the given checkpoints of a thread, those that have TASKS writes."""
-    table = statements.tables.writes
+    found, source = _given(statements, statements.tables.writes)
     return (
-        select(table.c.checkpoint_ns, table.c.checkpoint_id)
+        select(found.c.checkpoint_ns, found.c.checkpoint_id)
         .distinct()
-        .select_from(_join_given(statements, table))
-        .where(_of_thread(table), table.c.channel == literal_column(f"'{TASKS}'"))
+        .select_from(source)
+        .where(found.c.channel == literal_column(f"'{TASKS}'"))
     )
 
 
@@ -140,13 +140,9 @@ def with_values(statements: JSONStatements) -> Select[Any]:
 @_built_once
 def channels_of(statements: JSONStatements) -> Select[Any]:
     """The channels that the given checkpoints of a thread have versions of."""
-    table = statements.tables.checkpoints
-    versions = statements.entries(table.c.checkpoint, "channel_versions")
-    return (
-        select(table.c.checkpoint_ns, versions.c.key.label("channel"))
-        .select_from(_join_given(statements, table), versions)
-        .where(_of_thread(table))
-    )
+    found, source = _given(statements, statements.tables.checkpoints)
+    versions = statements.entries(found.c.checkpoint, "channel_versions")
+    return select(found.c.checkpoint_ns, versions.c.key.label("channel")).select_from(source, versions)
 
 
 def _has_value(statements: JSONStatements, table: Any, channel: ColumnElement[str]) -> ColumnElement[bool]:
@@ -156,7 +152,7 @@ def _has_value(statements: JSONStatements, table: Any, channel: ColumnElement[st
     blobs = statements.tables.blobs.alias()
     is_stored = and_(
         versions.c.key == channel,
-        blobs.c.thread_id == table.c.thread_id,
+        _of_thread(blobs),
         blobs.c.checkpoint_ns == table.c.checkpoint_ns,
         blobs.c.channel == channel,
         blobs.c.version == cast(versions.c.value, Text),
@@ -233,24 +229,27 @@ def _clear_parents(statements: JSONStatements) -> Update:
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
-def _is_of_runs(statements: JSONStatements, table: Table) -> ColumnElement[bool]:
-    # The expression of the index checkpoints_run_id_idx.
-    runs = statements.rows("runs", "run_id")
-    return statements.json_text(table.c.metadata, "run_id").in_(select(runs.c.run_id))
+def _run_id(statements: JSONStatements, table: Table) -> ColumnElement[str]:
+    """The expression of the index checkpoints_run_id_idx."""
+    return statements.json_text(table.c.metadata, "run_id")
 
 
 @_built_once
 def threads_of_runs(statements: JSONStatements) -> Select[Any]:
     """The threads in which the given runs stored checkpoints."""
     table = statements.tables.checkpoints
-    return select(table.c.thread_id).distinct().where(_is_of_runs(statements, table))
+    runs = statements.rows("runs", "run_id")
+    found, source = statements.look_up(runs, table, _run_id(statements, table) == runs.c.run_id)
+    return select(found.c.thread_id).distinct().select_from(source)
 
 
 @_built_once
 def checkpoints_of_runs(statements: JSONStatements) -> Select[Any]:
     """The checkpoints of a thread that the given runs stored."""
     table = statements.tables.checkpoints
-    return select(table.c.checkpoint_ns, table.c.checkpoint_id).where(_of_thread(table), _is_of_runs(statements, table))
+    runs = statements.rows("runs", "run_id")
+    is_of_runs = _run_id(statements, table).in_(select(runs.c.run_id))
+    return select(table.c.checkpoint_ns, table.c.checkpoint_id).where(_of_thread(table), is_of_runs)
 
 
 # -------------------------------------------------------------------------------------------------------------- copy
@@ -260,7 +259,12 @@ def checkpoints_of_runs(statements: JSONStatements) -> Select[Any]:
 def any_row(statements: JSONStatements) -> CompoundSelect[Any]:
     """At least one row if anything is stored for a thread."""
     tables = (statements.tables.checkpoints, statements.tables.blobs, statements.tables.writes)
-    return union_all(*(select(exists().where(_of_thread(table))) for table in tables))
+    # In the order of the key, because EXISTS may read all of a table for a thread that has nothing in it.
+    first = (
+        select(table.c.thread_id).where(_of_thread(table)).order_by(*table.primary_key).limit(literal_column("1"))
+        for table in tables
+    )
+    return union_all(*(select(found.scalar_subquery().is_not(None)) for found in first))
 
 
 @_built_once

@@ -62,16 +62,22 @@ def _in_autocommit(connection: Connection) -> Iterator[None]:
     driver: Any = connection.connection.dbapi_connection
     was_autocommit = driver.autocommit
     with connection.begin():  # for the application's listeners: the driver sends nothing
-        driver.autocommit = True
         try:
+            driver.autocommit = True
             yield
         finally:
             if not (was_autocommit or connection.invalidated):
-                try:
-                    driver.autocommit = False
-                except Exception:
-                    # The pool must not hand out a connection on which nothing can be rolled back.
-                    connection.invalidate()
+                _leave_autocommit(connection, driver)
+
+
+def _leave_autocommit(connection: Connection, driver: Any) -> None:
+    try:
+        driver.autocommit = False
+    except BaseException as error:
+        # The pool must not hand out a connection on which nothing can be rolled back.
+        connection.invalidate()
+        if not isinstance(error, Exception):
+            raise  # an awaited call has been given up
 
 
 def _may_autocommit(connection: Connection, autocommit: bool | None) -> bool:

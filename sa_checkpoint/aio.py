@@ -15,6 +15,7 @@ from sa_checkpoint import _alembic
 from sa_checkpoint._base import BaseSQLAlchemySaver
 from sa_checkpoint._binds import async_bind, callers, running_loop
 from sa_checkpoint._cancellation import Cancellation, finished
+from sa_checkpoint._event_loop import SLOW_BYTES, unblocked
 from sa_checkpoint._execution import Operation
 from sa_checkpoint._urls import create_own_async_engine
 from sa_checkpoint.errors import MissingDriver, SyncCallOnEventLoop
@@ -144,7 +145,7 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
         cancellation = Cancellation()
         # What AsyncConnection.run_sync does, with checkout and commit inside: one switch instead of three.
         result = await finished(greenlet_spawn(self._execute, operation, cancellation), cancellation)
-        return operation.decode(result)
+        return await unblocked(lambda: operation.decode(result), is_slow=operation.weigh(result) > SLOW_BYTES)
 
     def _run(self, operation: Operation[T]) -> T:
         running = running_loop()
