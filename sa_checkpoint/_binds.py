@@ -96,7 +96,7 @@ class EngineBind(Bind):
     def connect(
         self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
     ) -> Iterator[Connection]:
-        with self.turn(_shared(self.source)), self.source.connect() as connection:
+        with self.turn(_shared(self.source, writes=writes)), self.source.connect() as connection:
             self.protect(self.source.dialect, cancellation)
             single = is_one(connection.dialect)
             with _transactions.own(connection, writes=writes, is_one=single, autocommit=self._autocommit):
@@ -173,7 +173,7 @@ class SessionFactoryBind(Bind):
         with self.source() as session:
             bind = _routed(session, is_async=self.is_async)
             # A factory of the host's may have begun.
-            with self.turn(_shared(bind)), session.get_transaction() or session.begin():
+            with self.turn(_shared(bind, writes=writes)), session.get_transaction() or session.begin():
                 connection = session.connection(bind_arguments={"bind": bind})
                 self.protect(bind.dialect, cancellation)
                 with _transactions.whole(connection, writes=writes):
@@ -190,12 +190,18 @@ class SessionFactoryBind(Bind):
                 yield bind
 
 
-def _shared(bind: Engine | Connection) -> Any:
-    """What operations on this bind take turns on; None if each has a connection of its own."""
+def _shared(bind: Engine | Connection, *, writes: bool = False) -> Any:
+    """What operations on this bind take turns on; None if each has a connection of its own.
+
+    A SQLite database has one writer at a time. The others would look again after ever longer pauses, and so waste most
+    of the time; here the next one comes at once.
+    """
     # An engine's dispose() replaces the pool, and with it the one connection.
     if isinstance(bind.engine.pool, StaticPool):
         return bind.engine.pool
-    return bind if isinstance(bind, Connection) else None
+    if isinstance(bind, Connection):
+        return bind
+    return bind.pool if writes and bind.dialect.name == "sqlite" else None
 
 
 def _routed(session: Session, *, is_async: bool) -> Engine | Connection:
