@@ -174,10 +174,10 @@ class PostgreSQLStrategy(SQLStrategy):
         return {f"{name}_{column}": [row[index] for row in rows] for index, column in enumerate(columns)}
 
     def look_up(
-        self, source: FromClause, table: Table, condition: ColumnElement[bool]
+        self, source: FromClause, table: Table, condition: ColumnElement[bool], *columns: str
     ) -> tuple[FromClause, FromClause]:
         # OFFSET keeps the planner from making one join of both.
-        found = select(table).where(condition).offset(literal_column("0")).lateral()
+        found = select(*(table.c[name] for name in columns)).where(condition).offset(literal_column("0")).lateral()
         return found, source.join(found, true())
 
     def json_text(self, column: ColumnElement[Any], *keys: str) -> ColumnElement[str]:

@@ -103,7 +103,7 @@ class SQLiteStrategy(SQLStrategy):
         executor.run(Call(self._lock, {}))
 
     def look_up(
-        self, source: FromClause, table: Table, condition: ColumnElement[bool]
+        self, source: FromClause, table: Table, condition: ColumnElement[bool], *columns: str
     ) -> tuple[FromClause, FromClause]:
         return table, _CrossJoin(source, table, condition)
 

@@ -77,9 +77,9 @@ class Statements(Strategy):
         """The reading statement for checkpoints whose metadata contains the filter, and its values."""
 
     def look_up(
-        self, source: FromClause, table: Table, condition: ColumnElement[bool]
+        self, source: FromClause, table: Table, condition: ColumnElement[bool], *columns: str
     ) -> tuple[FromClause, FromClause]:
-        """The rows of a table that meet a condition for a row of a source, and the join that finds them.
+        """Columns of the rows of a table that meet a condition for a row of a source, and the join that finds them.
 
         The condition has the beginning of one of the table's indexes. A planner that does not know better, because a
         thread has just grown, may begin with the other side of a join, and read all of the thread each time.
@@ -141,10 +141,15 @@ class Statements(Strategy):
         return statement.order_by(*(column.desc() for column in key)).limit(shape.limit()).cte("target")
 
     def branch(self, kind: RowKind, columns: Mapping[str, ColumnElement[Any]]) -> Select[Any]:
-        """A branch of the union: the given columns, and a typed NULL for each of the others."""
+        """A branch of the union: the given columns, and a NULL for each of the others, which is typed in the first one.
+
+        psycopg parses a statement of more than 4,096 characters anew each time, so there is not much to spare.
+        """
+        is_first = kind in (RowKind.CHECKPOINT, RowKind.ANCESTOR)
+        nulls = self._nulls if is_first else dict.fromkeys(READ_COLUMNS, null())
         return select(
             literal_column(str(int(kind)), Integer).label("kind"),
-            *(columns.get(name, self._nulls[name]).label(name) for name in READ_COLUMNS),
+            *(columns.get(name, nulls[name]).label(name) for name in READ_COLUMNS),
         )
 
     @cached_property
@@ -172,7 +177,7 @@ class Statements(Strategy):
         )
         named = (names.distinct() if shape.many else names).subquery("named")
         is_named = self._is_named(named, named.c.channel, named.c.version, shape)
-        found, source = self.look_up(named, self.tables.blobs, is_named)
+        found, source = self.look_up(named, self.tables.blobs, is_named, "type", "blob")
         columns = {name: named.c[name] for name in ("thread_id", "checkpoint_ns", "channel", "version")}
         return self.branch(RowKind.BLOB, {**columns, "type": found.c.type, "blob": found.c.blob}).select_from(source)
 
@@ -193,8 +198,7 @@ class Statements(Strategy):
         of_checkpoint = and_(
             self._same_namespace(writes.c, target.c, shape), writes.c.checkpoint_id == target.c.checkpoint_id
         )
-        found, source = self.look_up(target, writes, of_checkpoint)
-        return self.branch(RowKind.WRITE, self._write_columns(found, found.c.checkpoint_id)).select_from(source)
+        return self._written(RowKind.WRITE, target, of_checkpoint)
 
     def _send_rows(self, target: FromClause, shape: ReadShape) -> Select[Any]:
         writes = self.tables.writes
@@ -204,12 +208,13 @@ class Statements(Strategy):
             writes.c.channel == literal_column(f"'{TASKS}'"),
             cast(self.json_text(target.c.checkpoint, "v"), Numeric) < literal_column("4"),
         )
-        found, source = self.look_up(target, writes, of_parent)
-        return self.branch(RowKind.SEND, self._write_columns(found, target.c.checkpoint_id)).select_from(source)
+        return self._written(RowKind.SEND, target, of_parent)
 
-    def _write_columns(self, found: FromClause, checkpoint_id: ColumnElement[str]) -> dict[str, ColumnElement[Any]]:
-        names = ("thread_id", "checkpoint_ns", "channel", "type", "blob", "task_id", "task_path", "idx")
-        return {"checkpoint_id": checkpoint_id, **{name: found.c[name] for name in names}}
+    def _written(self, kind: RowKind, target: FromClause, condition: ColumnElement[bool]) -> Select[Any]:
+        names = ("channel", "type", "blob", "task_id", "task_path", "idx")
+        found, source = self.look_up(target, self.tables.writes, condition, *names)
+        key = {name: target.c[name] for name in ("thread_id", "checkpoint_ns", "checkpoint_id")}
+        return self.branch(kind, {**key, **{name: found.c[name] for name in names}}).select_from(source)
 
     def _same_namespace(self, columns: Any, target: Any, shape: ReadShape) -> ColumnElement[bool]:
         """The join on thread and namespace, with the thread as a parameter where it is known.

@@ -106,17 +106,17 @@ def outline(statements: JSONStatements) -> Select[Any]:
     )
 
 
-def _given(statements: JSONStatements, table: Table) -> tuple[FromClause, FromClause]:
+def _given(statements: JSONStatements, table: Table, *columns: str) -> tuple[FromClause, FromClause]:
     """The rows of a table that belong to the given checkpoints of a thread, and the join that finds them."""
     given = statements.rows("given", *DOOMED)
     is_given = and_(table.c.checkpoint_ns == given.c.checkpoint_ns, table.c.checkpoint_id == given.c.checkpoint_id)
-    return statements.look_up(given, table, and_(_of_thread(table), is_given))
+    return statements.look_up(given, table, and_(_of_thread(table), is_given), *columns)
 
 
 @_built_once
 def with_sends(statements: JSONStatements) -> Select[Any]:
     """Of the given checkpoints of a thread, those that have TASKS writes."""
-    found, source = _given(statements, statements.tables.writes)
+    found, source = _given(statements, statements.tables.writes, *DOOMED, "channel")
     return (
         select(found.c.checkpoint_ns, found.c.checkpoint_id)
         .distinct()
@@ -140,7 +140,7 @@ def with_values(statements: JSONStatements) -> Select[Any]:
 @_built_once
 def channels_of(statements: JSONStatements) -> Select[Any]:
     """The channels that the given checkpoints of a thread have versions of."""
-    found, source = _given(statements, statements.tables.checkpoints)
+    found, source = _given(statements, statements.tables.checkpoints, "checkpoint_ns", "checkpoint")
     versions = statements.entries(found.c.checkpoint, "channel_versions")
     return select(found.c.checkpoint_ns, versions.c.key.label("channel")).select_from(source, versions)
 
@@ -239,7 +239,7 @@ def threads_of_runs(statements: JSONStatements) -> Select[Any]:
     """The threads in which the given runs stored checkpoints."""
     table = statements.tables.checkpoints
     runs = statements.rows("runs", "run_id")
-    found, source = statements.look_up(runs, table, _run_id(statements, table) == runs.c.run_id)
+    found, source = statements.look_up(runs, table, _run_id(statements, table) == runs.c.run_id, "thread_id")
     return select(found.c.thread_id).distinct().select_from(source)
 
 
@@ -312,7 +312,7 @@ def delta_history(statements: JSONStatements, *, latest: bool) -> Executable:
             "checkpoint": case((is_seed, seed.scalar_subquery())),
         },
     )
-    checkpoint, source = statements.look_up(path, checkpoints, of_step)
+    checkpoint, source = statements.look_up(path, checkpoints, of_step, "checkpoint")
     versions = statements.blob_versions(checkpoint.c.checkpoint)
     seeds = (
         statements.branch(RowKind.BLOB, {name: blobs.c[name] for name in ("channel", "version", "type", "blob")})
@@ -328,7 +328,7 @@ def delta_history(statements: JSONStatements, *, latest: bool) -> Executable:
     )
     names = ("checkpoint_id", "channel", "type", "blob", "task_id", "task_path", "idx")
     of_path = and_(same(writes), writes.c.checkpoint_id == path.c.checkpoint_id, writes.c.channel == path.c.channel)
-    delta, source = statements.look_up(path, writes, of_path)
+    delta, source = statements.look_up(path, writes, of_path, *names)
     deltas = statements.branch(RowKind.WRITE, {name: delta.c[name] for name in names}).select_from(source)
     return union_all(ancestors, seeds, deltas)
 
@@ -363,10 +363,12 @@ def _path(statements: JSONStatements, latest: bool) -> Any:
             cast(literal_column(f"'{position}'"), Text).label("position"),
         )
 
-    first, source = statements.look_up(start, table, and_(shared(table), table.c.checkpoint_id == start.c.id))
+    is_first = and_(shared(table), table.c.checkpoint_id == start.c.id)
+    names = ("checkpoint_ns", "checkpoint_id", "parent_checkpoint_id", "checkpoint")
+    first, source = statements.look_up(start, table, is_first, *names)
     path = step(first, channels.c.channel, START).select_from(source.join(channels, true())).cte("path", recursive=True)
     is_parent = and_(shared(table), table.c.checkpoint_id == path.c.parent_checkpoint_id)
-    parent, source = statements.look_up(path, table, is_parent)
+    parent, source = statements.look_up(path, table, is_parent, *names)
     return path.union(
         step(parent, path.c.channel, "").select_from(source).where(path.c.has_value == literal_column("0"))
     )
