@@ -72,6 +72,21 @@ def test_what_is_no_bind_is_refused(saver: Any, bind: Any) -> None:
         saver(bind)
 
 
+def test_autocommit_is_for_engines() -> None:
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with engine.connect() as connection, Session(engine) as session:
+        for bind in (connection, session, sessionmaker(engine)):
+            SQLAlchemySaver(bind, autocommit=False)
+            with pytest.raises(InvalidBind, match=r"autocommit=True is for an Engine, .* leave it out"):
+                SQLAlchemySaver(bind, autocommit=True)
+    async_engine = create_async_engine("sqlite+aiosqlite://")
+    AsyncSQLAlchemySaver(async_engine, autocommit=True)
+    with pytest.raises(InvalidBind, match="autocommit=True is for an Engine"):
+        AsyncSQLAlchemySaver(async_sessionmaker(async_engine), autocommit=True)
+    with pytest.raises(InvalidBind, match="pass True, False, or None"):
+        SQLAlchemySaver(engine, autocommit="AUTOCOMMIT")  # type: ignore[arg-type]
+
+
 def test_a_url_as_bind_is_sent_to_from_conn_string() -> None:
     with pytest.raises(InvalidBind, match=re.escape("SQLAlchemySaver.from_conn_string(url)")):
         SQLAlchemySaver("sqlite:///a.db")  # type: ignore[arg-type]

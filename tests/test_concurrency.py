@@ -241,6 +241,18 @@ async def test_operations_wait_in_the_database_side_by_side(slow_database: Datab
             assert (await client.load(config)).checkpoint["channel_values"] == {"a": [1]}
 
 
+@on_backends(*(one for one in BACKENDS if one.strategy == "sqlite"))
+async def test_writers_of_a_process_do_not_come_upon_sqlites_lock(database: Database, thread: str) -> None:
+    """They take turns, and so none has to look again and again: here SQLite does not wait at all."""
+    async with pooled(database, sqlite_timeout=0) as client:
+
+        def put(number: int) -> Job:
+            return lambda: client.put(config_of(f"{thread} {number}"), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+
+        await at_once(client, [put(number) for number in range(100)])
+        assert len(rows_by_thread(database, thread)["checkpoints"]) == 100
+
+
 @on_servers
 @pytest.mark.parametrize("channels", [("a", "b"), (ERROR, INTERRUPT)], ids=["ordinary writes", "special writes"])
 async def test_the_same_rows_in_another_order_do_not_wait_for_each_other(

@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from langchain_core.messages import HumanMessage
 
+from sa_checkpoint._codec import is_heavy
 from tests.backends import BACKENDS, Client, Database, on_backends, saver_on
 from tests.checkpoints import config_of
 from tests.large import large_checkpoint, large_packets, large_values
@@ -89,3 +91,23 @@ async def test_a_single_value_of_50_mb_stops_the_event_loop_for_little_more_than
 ) -> None:
     pauses = await longest_pauses(database, thread, channels=1)
     assert max(pauses.values()) < LONGEST_PAUSE_FOR_ONE_VALUE_SECONDS.get(database.backend.id, 0.3), pauses
+
+
+def test_what_may_take_long_to_serialise_is_known_by_a_look_at_it() -> None:
+    class Array:
+        __slots__ = ("nbytes",)
+
+        def __init__(self, nbytes: int) -> None:
+            self.nbytes = nbytes
+
+    message = HumanMessage("sunny?")
+    for heavy in (
+        ["x" * 2_000_000],
+        {"a": {"b": [b"x" * 2_000_000]}},
+        [message] * 10_000,
+        list(range(10_000)),
+        Array(10**7),
+    ):
+        assert is_heavy({"channel_values": {"a": heavy}})
+    for light in (None, 1.5, "x" * 1000, [message] * 20, {"a": {1: True}}, {1, 2}, Array(8), is_heavy):
+        assert not is_heavy({"channel_values": {"a": light}})

@@ -696,6 +696,52 @@ async def test_listeners_see_one_checkout_and_one_transaction_for_each_call(
         assert seen == ["checkout", "begin", "rollback", "checkin"]
 
 
+async def test_a_large_state_that_is_refused_leaves_nothing(database: Database, thread: str) -> None:
+    """It is several statements, of which the last one fails."""
+    values = {f"channel {number}": b"x" * 600_000 for number in range(5)}
+    async with database.engine(**ONE) as engine:
+        client = Client(saver_on(engine), database.backend)
+        refused = f"{thread} {UNSTORABLE}"
+        with pytest.raises(DBAPIError):
+            await client.put(config_of(refused), checkpoint_of(values), {}, dict.fromkeys(values, "1"))
+        assert not any(keys_of(client, refused).values())
+        writes = [*values.items(), (UNSTORABLE, b"x" * 600_000)]
+        saved = await client.put(config_of(thread), checkpoint_of(), {}, {})
+        with pytest.raises(DBAPIError):
+            await client.put_writes(saved, writes, "task")
+        assert keys_of(client, thread)["checkpoint_writes"] == set()
+
+
+@on_backends(*(one for one in BACKENDS if one.drivername == "postgresql+psycopg"))
+async def test_psycopgs_cursors_are_as_before_and_the_hosts_own_kind_is_left_alone(
+    database: Database, thread: str
+) -> None:
+    usual, own = (
+        (psycopg.AsyncCursor, psycopg.AsyncClientCursor)
+        if database.backend.is_async
+        else (psycopg.Cursor, psycopg.ClientCursor)
+    )
+    for factory, options in ((usual, {}), (own, {"connect_args": {"cursor_factory": own}})):
+        found: list[Any] = []
+        async with database.engine(**ONE, **options) as engine:
+            sync_engine = sync_engine_of(engine)
+
+            @event.listens_for(sync_engine, "before_cursor_execute")
+            def look(_connection: Any, cursor: Any, *_: Any) -> None:
+                found.append(type(getattr(cursor, "_cursor", cursor)))  # noqa: B023
+
+            @event.listens_for(sync_engine.pool, "checkin")
+            def look_again(_dbapi_connection: Any, record: Any) -> None:
+                found.append(record.driver_connection.cursor_factory)  # noqa: B023
+
+            await use(Client(saver_on(engine), database.backend), f"{thread} {factory.__name__}")
+        kinds = {kind for kind in found if kind is not factory}
+        assert found[-1] is factory
+        assert {kind.__name__.replace("Binary", "") for kind in kinds} == (
+            {usual.__name__} if factory is usual else set()
+        )
+
+
 class HostError(Exception):
     """What an application turns database errors into."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.backends import Client, on_strategies
+from tests.backends import Client, Database, on_strategies, saver_on
 from tests.checkpoints import checkpoint_of, config_of
 from tests.rows import statements_of
 
@@ -111,3 +113,38 @@ async def test_a_page_of_a_list_is_one_statement(client: Client, thread: str, mo
 
     assert [one.checkpoint["channel_values"] for one in found] == [{"big": ["x" * 100]}] * 10
     assert len(statements) == 3  # pages of 4, 4 and 2
+
+
+@on_strategies("postgresql", "sqlite", "mysql")
+async def test_statements_that_never_change_are_not_looked_up_by_their_structure(
+    database: Database, thread: str
+) -> None:
+    compiled: dict[Any, Any] = {}
+    async with database.engine() as engine:
+        client = Client(saver_on(engine.execution_options(compiled_cache=compiled)), database.backend)
+        saved = await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        await client.put_writes(saved, [("a", 1)], "task")
+        await client.load(saved)
+        await client.list(config_of(thread))
+        assert compiled == {}
+        await client.prune([thread])
+        assert compiled != {}
+
+
+@on_strategies("postgresql")
+async def test_a_large_state_is_several_statements_and_stored_in_one_transaction(client: Client, thread: str) -> None:
+    values = {f"channel {number}": b"x" * 600_000 for number in range(5)}
+    with statements_of(client) as statements:
+        saved = await client.put(config_of(thread), checkpoint_of(values), {}, dict.fromkeys(values, "1"))
+    assert len(statements) == 5
+    with statements_of(client) as statements:
+        await client.put_writes(saved, list(values.items()), "task")
+    assert len(statements) == 5
+    found = await client.load(saved)
+    assert found.checkpoint["channel_values"] == values
+    assert found.pending_writes == [("task", *item) for item in values.items()]
+
+    forked = {f"channel {number}": b"y" * 600_000 for number in range(5)}  # whose numeric versions others may have
+    versions = dict.fromkeys(forked, 2)
+    saved = await client.put(saved, {**checkpoint_of(forked), "channel_versions": versions}, {}, versions)
+    assert (await client.load(saved)).checkpoint["channel_values"] == forked
