@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import DeltaChannelHistory, writes_sort_key
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from sqlalchemy import Row
 
 from sa_checkpoint import _codec, _operations
 from sa_checkpoint._execution import Operation, Transaction
@@ -32,42 +33,70 @@ def get_delta_channel_history(
         return transaction.strategy.delta_history(transaction, parameters, names)
 
     def decode(rows: Rows) -> Mapping[str, DeltaChannelHistory]:
-        return {channel: _history(serde, [row for row in rows if row.channel == channel]) for channel in names}
+        return {name: path.history(serde, name) for name, path in _paths(names, rows).items()}
 
     return Operation(work, decode, writes=False, weigh=weight_of)
 
 
-def _history(serde: SerializerProtocol, rows: Sequence[Row[Any]]) -> DeltaChannelHistory:
-    """The history of one channel from its own rows."""
-    writes: dict[str, dict[tuple[str, str, int], Row[Any]]] = {}
-    for row in rows:
-        if row.kind == RowKind.WRITE:
+_WriteKey = tuple[Any, ...]
+
+
+@dataclass
+class _Path:
+    """What was found for one channel.
+
+    Attributes:
+        start: The id of the first checkpoint.
+        steps: By checkpoint id: the parent's, whether it has a value, and then its JSON.
+        writes: By checkpoint id, and by what they are sorted by: task, type and bytes.
+        blob: The type and bytes of the value, if that is a blob.
+    """
+
+    start: str | None = None
+    steps: dict[str, tuple[str | None, int, str]] = field(default_factory=dict)
+    writes: dict[str, dict[_WriteKey, tuple[str, str, bytes]]] = field(default_factory=dict)
+    blob: tuple[str, bytes] | None = None
+
+    def history(self, serde: SerializerProtocol, channel: str) -> DeltaChannelHistory:
+        """Put it in order, and deserialise it."""
+        history: DeltaChannelHistory = {"writes": []}
+        for checkpoint_id in self._oldest_first():
+            for _, (task_id, tag, data) in sorted(self.writes.get(checkpoint_id, {}).items(), key=itemgetter(0)):
+                history["writes"].append((task_id, channel, _codec.load_value(serde, tag, data)))
+            _, has_value, checkpoint = self.steps[checkpoint_id]
+            if has_value:
+                history["seed"] = self._seed(serde, channel, checkpoint)
+        return history
+
+    def _oldest_first(self) -> Sequence[str]:
+        """The steps in order, by their links; each once, if they are a cycle."""
+        path: dict[str, None] = {}
+        step = self.start
+        while step is not None and step in self.steps and step not in path:
+            path[step] = None
+            step = self.steps[step][0]
+        return list(path)[::-1]
+
+    def _seed(self, serde: SerializerProtocol, channel: str, checkpoint: str) -> Any:
+        value = (load_json(checkpoint).get("channel_values") or {}).get(channel, True)
+        return _codec.load_value(serde, *self.blob) if value is True and self.blob else value
+
+
+def _paths(channels: Sequence[str], rows: Rows) -> Mapping[str, _Path]:
+    """The rows of `Strategy.delta_history`, by channel."""
+    paths = {channel: _Path() for channel in channels}
+    ancestor, blob = int(RowKind.ANCESTOR), int(RowKind.BLOB)
+    # By position, since a name takes longer to look up in a row than all the rest.
+    for kind, _, _, checkpoint_id, parent, checkpoint, _, channel, version, tag, data, task_id, task_path, idx in rows:
+        path = paths[channel]
+        if kind == ancestor:
+            path.steps[checkpoint_id] = (parent, idx, checkpoint)
+            if version == START:
+                path.start = checkpoint_id
+        elif kind == blob:
+            path.blob = path.blob or (tag, data)
+        else:
             # By a key, because the path comes by the first step of a cycle twice.
-            key = writes_sort_key(row.task_path, row.task_id, row.idx)
-            writes.setdefault(row.checkpoint_id, {})[key] = row
-    history: DeltaChannelHistory = {"writes": []}
-    for step in _oldest_first([row for row in rows if row.kind == RowKind.ANCESTOR]):
-        for _, row in sorted(writes.get(step.checkpoint_id, {}).items()):
-            history["writes"].append((row.task_id, row.channel, _codec.load_value(serde, row.type, row.blob)))
-        if step.idx:
-            history["seed"] = _seed(serde, step, [row for row in rows if row.kind == RowKind.BLOB])
-    return history
-
-
-def _oldest_first(steps: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """Put the steps of a path in order, by their links; each once, if they are a cycle."""
-    by_id = {step.checkpoint_id: step for step in steps}
-    step = next((step for step in steps if step.version == START), None)
-    path: dict[str, Row[Any]] = {}
-    while step is not None and step.checkpoint_id not in path:
-        path[step.checkpoint_id] = step
-        step = by_id.get(step.parent_checkpoint_id)
-    return list(path.values())[::-1]
-
-
-def _seed(serde: SerializerProtocol, step: Row[Any], blobs: Sequence[Row[Any]]) -> Any:
-    inline = load_json(step.checkpoint).get("channel_values") or {}
-    value = inline.get(step.channel, True)
-    if value is True and blobs:
-        return _codec.load_value(serde, blobs[0].type, blobs[0].blob)
-    return value
+            key = writes_sort_key(task_path, task_id, idx)
+            path.writes.setdefault(checkpoint_id, {})[key] = (task_id, tag, data)
+    return paths

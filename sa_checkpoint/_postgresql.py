@@ -25,6 +25,7 @@ from sqlalchemy import (
     Text,
     Update,
     bindparam,
+    case,
     cast,
     column,
     func,
@@ -38,6 +39,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.sql.selectable import TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
+from sa_checkpoint._codec import BLOB_VERSIONS
 from sa_checkpoint._json import dump_json
 from sa_checkpoint._sql_strategy import SQLStrategy
 from sa_checkpoint._strategy import Call, Executor, Parameters, ReadShape, is_large, text_parameter
@@ -191,6 +193,14 @@ class PostgreSQLStrategy(SQLStrategy):
         for other in others:
             merged = merged.op("||")(other)
         return func.jsonb_each_text(merged).table_valued("key", "value", joins_implicitly=True)
+
+    def blob_version(self, column: ColumnElement[Any], channel: ColumnElement[str]) -> ColumnElement[str]:
+        own = column.op("->")(_quoted("channel_versions")).op("->>", return_type=Text())(channel)
+        other = column.op("->")(_quoted(BLOB_VERSIONS)).op("->>", return_type=Text())(channel)
+        return case((self.has_entry(column, BLOB_VERSIONS, channel), other), else_=own)
+
+    def has_entry(self, column: ColumnElement[Any], field: str, key: ColumnElement[str]) -> ColumnElement[bool]:
+        return column.op("->")(_quoted(field)).bool_op("?")(key)
 
     def _insert(
         self,

@@ -31,6 +31,7 @@ from sqlalchemy import (
     Update,
     and_,
     cast,
+    exists,
     literal_column,
     null,
     select,
@@ -252,3 +253,14 @@ class JSONStatements(Statements):
 
     def blob_versions(self, column: ColumnElement[Any]) -> FromClause:
         return self.entries(column, "channel_versions", BLOB_VERSIONS)
+
+    def blob_version(self, column: ColumnElement[Any], channel: ColumnElement[str]) -> ColumnElement[str]:
+        """The version of one channel's blob, of those."""
+        versions = self.blob_versions(column)
+        version = select(self.version_text(versions.c.value)).select_from(versions).where(versions.c.key == channel)
+        return version.correlate_except(versions).scalar_subquery()
+
+    def has_entry(self, column: ColumnElement[Any], field: str, key: ColumnElement[str]) -> ColumnElement[bool]:
+        """Whether an object in a JSON column has a key."""
+        entries = self.entries(column, field)
+        return exists().select_from(entries).where(entries.c.key == key).correlate_except(entries)

@@ -147,20 +147,18 @@ def channels_of(statements: JSONStatements) -> Select[Any]:
 
 def _has_value(statements: JSONStatements, table: Any, channel: ColumnElement[str]) -> ColumnElement[bool]:
     """Whether a checkpoint holds a value of a channel, inline or as a blob."""
-    inline = statements.entries(table.c.checkpoint, "channel_values")
-    versions = statements.blob_versions(table.c.checkpoint)
     blobs = statements.tables.blobs.alias()
+    version = statements.blob_version(table.c.checkpoint, channel)
     is_stored = and_(
-        versions.c.key == channel,
         _of_thread(blobs),
         blobs.c.checkpoint_ns == table.c.checkpoint_ns,
         blobs.c.channel == channel,
-        blobs.c.version == cast(versions.c.value, Text),
+        blobs.c.version == version,
         blobs.c.type != literal_column(f"'{EMPTY}'"),
     )
     return or_(
-        exists().select_from(inline).where(inline.c.key == channel).correlate_except(inline),
-        exists().select_from(versions, blobs).where(is_stored).correlate_except(versions, blobs),
+        statements.has_entry(table.c.checkpoint, "channel_values", channel),
+        exists().select_from(blobs).where(is_stored).correlate_except(blobs),
     )
 
 
