@@ -1,5 +1,6 @@
 """MySQL's and MariaDB's statements: one for each table that an operation writes to, and one for all that it reads.
 
+MariaDB is sent what puts a checkpoint, or deletes a thread, as one block.
 Which blobs a checkpoint has is a list of its own in the JSON, because the keys of an object cannot be made rows.
 Maintenance is that of `_portable`, which reads what it has to know.
 
@@ -14,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any, cast
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
+    ClauseElement,
     ColumnElement,
     Connection,
     Executable,
@@ -35,7 +37,7 @@ from sqlalchemy import (
     select,
     union_all,
 )
-from sqlalchemy.dialects.mysql import insert
+from sqlalchemy.dialects.mysql import Insert, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -51,8 +53,13 @@ from sa_checkpoint._tables import Tables
 from sa_checkpoint._types import BytewiseText, json_to_text
 from sa_checkpoint.errors import UnsupportedDatabase, is_too_deep
 
-_CHECKED: WeakSet[Any] = WeakSet()
-"""The drivers' connections that lose nothing."""
+_CHECKED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""The drivers' connections that lose nothing, and whether they take a `_Block`."""
+
+_DRIVERS = frozenset({"pymysql", "asyncmy"})
+"""Drivers known to send a `_Block` as the one text that it is. mysql-connector-python cuts up what has semicolons."""
+
+_NAMESPACE = ("thread_id", "checkpoint_ns")
 
 _ROWS = 16
 """How many rows a statement inserts at most: each number is a statement of its own to compile."""
@@ -86,6 +93,29 @@ def _rows(document: ColumnElement[Any], path: str, columns: Sequence[str]) -> Fr
     return table.table_valued(*columns, joins_implicitly=True)
 
 
+def _takes_blocks(connection: Connection) -> bool:
+    return _CHECKED[connection.connection.driver_connection]
+
+
+class _Block(Executable, ClauseElement):
+    """Statements in one round trip: MariaDB's `BEGIN NOT ATOMIC`, which begins no transaction, and commits none.
+
+    After a statement that fails, it runs no other one.
+    """
+
+    inherit_cache = False
+
+    def __init__(self, *statements: ClauseElement) -> None:
+        self.statements = statements
+
+
+@compiles(_Block)
+def _compile_block(block: _Block, compiler: SQLCompiler, **kw: Any) -> str:
+    texts = [compiler.process(statement, **kw) for statement in block.statements]
+    compiler.isinsert = compiler.isdelete = False  # SQLAlchemy asks of those what a block does not have
+    return f"BEGIN NOT ATOMIC {'; '.join(texts)}; END"
+
+
 def _batches(rows: Sequence[Parameters]) -> Iterator[Sequence[Parameters]]:
     batch: list[Parameters] = []
     size = 0
@@ -100,6 +130,11 @@ def _batches(rows: Sequence[Parameters]) -> Iterator[Sequence[Parameters]]:
 
 def _sent(value: Any) -> Any:
     return b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def _values(rows: Sequence[Parameters]) -> dict[str, Any]:
+    """The values of the parameters that `_value` makes."""
+    return {f"{name}_{number}": _sent(value) for number, row in enumerate(rows) for name, value in row.items()}
 
 
 def _value(name: str, number: int) -> ColumnElement[Any]:
@@ -121,6 +156,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         self._cached_read_filtered = cache(self._build_read_filtered)
         self._upsert_checkpoint = self._build_put_checkpoint()
         self._insert = cache(self._build_insert)
+        self._put_together = cache(self._build_put_together)
 
     def check(self, connection: Connection) -> None:
         # Once for each connection of the pool, past SQLAlchemy: it is no statement of an operation's.
@@ -142,7 +178,10 @@ class MySQLStrategy(Statements, PortableStrategy):
                 "With EMPTY_STRING_IS_NULL in the sql_mode, MariaDB keeps an empty text as NULL, and the namespace of "
                 "a root graph is empty: leave it out on this engine."
             )
-        _CHECKED.add(driver_connection)
+        # In MariaDB's ORACLE mode a block is another one.
+        is_mariadb = getattr(connection.dialect, "is_mariadb", False)
+        takes_blocks = is_mariadb and connection.dialect.driver in _DRIVERS and "ORACLE" not in sql_mode
+        _CHECKED[driver_connection] = takes_blocks
 
     # ------------------------------------------------------------------------------------------------------- writing
 
@@ -151,31 +190,25 @@ class MySQLStrategy(Statements, PortableStrategy):
     ) -> None:
         """Insert rows that have some columns in common, or keep or replace those that are there."""
         for some in _batches(rows):
-            values = {f"{name}_{number}": _sent(row[name]) for number, row in enumerate(some) for name in row}
             statement = self._insert(table, tuple(shared), tuple(some[0]), len(some), replace)
-            executor.run(Call(statement, {**shared, **values}, is_constant=True))
+            executor.run(Call(statement, {**shared, **_values(some)}, is_constant=True))
 
     def _build_insert(
         self, table: Table, shared: Sequence[str], columns: Sequence[str], rows: int, replace: bool
-    ) -> Executable:
-        """INSERT … SELECT … UNION ALL SELECT …, which SQLAlchemy keeps compiled, as it does not with many VALUES.
+    ) -> Insert:
+        """INSERT … VALUES …, …
 
         A row that is there already is set to itself, or to what is new. INSERT IGNORE would ignore all errors.
         """
-        selects = [
-            select(
-                *(text_parameter(name) for name in shared),
-                *(_value(name, number).label(name) for name in columns),
-            )
-            for number in range(rows)
-        ]
-        source = union_all(*selects) if rows > 1 else selects[0]
-        statement = insert(table).from_select([*shared, *columns], source)
+        in_common = {name: text_parameter(name) for name in shared}
+        statement = insert(table).values(
+            [{**in_common, **{name: _value(name, number) for name in columns}} for number in range(rows)]
+        )
         if not replace:
             return statement.on_duplicate_key_update({"thread_id": table.c.thread_id})
         return statement.on_duplicate_key_update({name: statement.inserted[name] for name in columns if name != "idx"})
 
-    def _build_put_checkpoint(self) -> Executable:
+    def _build_put_checkpoint(self) -> Insert:
         names = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id", "checkpoint", "metadata")
         statement = insert(self.tables.checkpoints).values({name: text_parameter(name) for name in names})
         return statement.on_duplicate_key_update({name: statement.inserted[name] for name in names[-2:]})
@@ -183,8 +216,20 @@ class MySQLStrategy(Statements, PortableStrategy):
     def _members(self, checkpoint_ns: str, named: Sequence[tuple[str, str]]) -> dict[str, Any]:
         return {**super()._members(checkpoint_ns, named), _codec.NAMED_BLOBS: named}
 
+    def _put_rows(self, executor: Executor, row: Parameters, blobs: Sequence[Parameters]) -> None:
+        size = sum(len(blob["blob"]) for blob in blobs) + len(row["checkpoint"]) + len(row["metadata"])
+        if 0 < len(blobs) <= _ROWS and size <= _BYTES and _takes_blocks(executor.connection):
+            statement = self._put_together(tuple(blobs[0]), len(blobs))
+            executor.run(Call(statement, {**row, **_values(blobs)}, is_constant=True))
+        else:
+            super()._put_rows(executor, row, blobs)
+
+    def _build_put_together(self, columns: Sequence[str], rows: int) -> Executable:
+        insert_blobs = self._build_insert(self.tables.blobs, _NAMESPACE, columns, rows, replace=False)
+        return _Block(insert_blobs, self._upsert_checkpoint)
+
     def _put_blobs(self, executor: Executor, row: Parameters, blobs: Sequence[Parameters]) -> None:
-        namespace = {name: row[name] for name in ("thread_id", "checkpoint_ns")}
+        namespace = {name: row[name] for name in _NAMESPACE}
         self._insert_rows(executor, self.tables.blobs, namespace, blobs)
 
     def _put_checkpoint(self, executor: Executor, row: Parameters) -> None:
@@ -192,6 +237,16 @@ class MySQLStrategy(Statements, PortableStrategy):
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
         self._insert_rows(executor, self.tables.writes, stored_keys(task), writes, replace=replace)
+
+    def delete_thread(self, executor: Executor, thread_id: str) -> None:
+        if _takes_blocks(executor.connection):
+            executor.run(Call(self._delete_together, stored_keys({"thread_id": thread_id}), is_constant=True))
+        else:
+            super().delete_thread(executor, thread_id)
+
+    @cached_property
+    def _delete_together(self) -> Executable:
+        return _Block(*self._delete_thread)
 
     # ------------------------------------------------------------------------------------------------------- reading
 

@@ -20,6 +20,7 @@ from langgraph.checkpoint.serde.types import TASKS
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Delete,
     Executable,
     Integer,
     Select,
@@ -96,8 +97,11 @@ class PortableStrategy(Strategy):
         row = {**stored_keys(checkpoint), **self._documents(checkpoint, named)}
         if shared:
             self.lock_thread(executor, row["thread_id"])
+        self._put_rows(executor, row, [stored_keys(blob) for blob in blobs])
+
+    def _put_rows(self, executor: Executor, row: Parameters, blobs: Sequence[Parameters]) -> None:
         if blobs:
-            self._put_blobs(executor, row, [stored_keys(blob) for blob in blobs])
+            self._put_blobs(executor, row, blobs)
         self._put_checkpoint(executor, row)
 
     def _documents(self, checkpoint: Parameters, named: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -179,7 +183,7 @@ class PortableStrategy(Strategy):
         executor.run(*(Call(statement, parameters) for statement in self._delete_thread))
 
     @cached_property
-    def _delete_thread(self) -> Sequence[Executable]:
+    def _delete_thread(self) -> Sequence[Delete]:
         tables = (self.tables.blobs, self.tables.writes, self.tables.checkpoints)
         return [delete(table).where(table.c.thread_id == text_parameter("thread_id")) for table in tables]
 

@@ -47,6 +47,10 @@ class Call:
 class Executor(Protocol):
     """What executes calls: a connection in a transaction."""
 
+    @property
+    def connection(self) -> Connection:
+        """That connection: what it is may decide which calls it takes."""
+
     def run(self, *calls: Call) -> None:
         """Execute calls in order."""
 

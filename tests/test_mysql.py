@@ -22,7 +22,7 @@ from sa_checkpoint._mysql import MySQLStrategy
 from sa_checkpoint._strategy import ReadShape
 from sa_checkpoint._tables import tables_in
 from sa_checkpoint.errors import InvalidBind, InvalidConfig, UnsupportedDatabase
-from tests.backends import BACKENDS, Backend, Client, Database, on_strategies, saver_on, with_sync_driver
+from tests.backends import BACKENDS, Backend, Client, Database, done, on_strategies, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import sync_engine_of
 from tests.rows import connection_of, keys_of, statements_of
@@ -143,7 +143,13 @@ def set_variables(engine: Any, **variables: Any) -> None:
         cursor.close()
 
 
-MODES = ["", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "ANSI,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT,TRADITIONAL"]
+MODES = [
+    "",
+    "ANSI_QUOTES",
+    "NO_BACKSLASH_ESCAPES",
+    "ANSI,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT,TRADITIONAL",
+    "ORACLE",  # in which MariaDB's blocks are others
+]
 
 
 @on_strategies("mysql", "portable")
@@ -274,6 +280,40 @@ async def test_many_large_values_are_several_statements(client: Client, thread: 
         await client.put_writes(saved, list(values.items()), "task")
     assert [statement.count("from_base64") for statement in statements] == [2, 2, 3, 0, 2, 2, 3]
     assert (await client.load(saved)).checkpoint["channel_values"] == values
+
+
+@on_mysql
+@pytest.mark.parametrize("option", [{}, {"schema_translate_map": {}}, {"schema_translate_map": {"other": None}}])
+async def test_mariadb_is_sent_a_put_or_a_deletion_as_one_statement(
+    database: Database, thread: str, option: dict[str, Any]
+) -> None:
+    """A round trip takes longer than what it asks for."""
+    async with database.engine(execution_options=option) as engine:
+        client = Client(saver_on(engine), database.backend)
+        with statements_of(client) as statements:
+            saved = await client.put(config_of(thread), checkpoint_of({"a": ["%s:x"]}), {"b": "%"}, {"a": "1"})
+            await client.delete_thread(f"{thread} 2")
+        assert (await client.load(saved)).checkpoint["channel_values"] == {"a": ["%s:x"]}
+    assert [statement[:16] == "BEGIN NOT ATOMIC" for statement in statements] == [True, True]
+
+
+@on_mysql
+@pytest.mark.parametrize("is_oracle", [True, False])
+async def test_where_there_are_no_such_blocks_each_table_has_its_statement(
+    database: Database, thread: str, monkeypatch: pytest.MonkeyPatch, is_oracle: bool
+) -> None:
+    async with database.engine() as engine:
+        client = Client(saver_on(engine), database.backend)
+        if is_oracle:
+            set_variables(engine, sql_mode="ORACLE")
+        else:
+            await client.get_tuple(config_of(thread))
+            await done(engine.dispose())
+            monkeypatch.setattr(sync_engine_of(engine).dialect, "is_mariadb", False)
+        with statements_of(client) as statements:
+            await client.put(config_of(thread), checkpoint_of({"a": ["value"]}), {}, {"a": "1"})
+            await client.delete_thread(f"{thread} 2")
+    assert [statement[:11] for statement in statements] == ["INSERT INTO"] * 2 + ["DELETE FROM"] * 3
 
 
 # ------------------------------------------------------------------------------- isolation, deadlocks, and lock waits
