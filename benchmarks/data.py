@@ -78,6 +78,7 @@ def conversation(saver: Saver, length: int, thread_id: str | None = None, messag
         seen = seen | {trigger.removeprefix("branch:to:"): {trigger: versions[trigger]}}
         checkpoint: Checkpoint = {
             **empty_checkpoint(),
+            "v": 4,  # as graphs store it; from older formats, savers read the pending sends of the parent, too
             "id": str(uuid6()),
             "channel_values": {"messages": state, trigger: None},
             "channel_versions": versions,
