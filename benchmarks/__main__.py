@@ -17,6 +17,7 @@ from benchmarks import report
 from benchmarks import run as runs
 from benchmarks import scale as scales
 from benchmarks.machine import machine, packages
+from benchmarks.markdown import tables
 from benchmarks.measure import Effort
 from benchmarks.workloads import WORKLOADS
 
@@ -167,15 +168,19 @@ def run(
 @app.command()
 def plot(
     file: Annotated[Path, typer.Argument(metavar="FILE.json", exists=True, dir_okay=False, help="What run wrote.")],
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the SVG files go.")] = Path(
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the files go.")] = Path(
         "docs/_static/benchmarks"
     ),
 ) -> None:
-    """Draw the ratios, and the latency against the number of concurrent tasks."""
+    """Draw the ratios, and the latency against the number of concurrent tasks, and write the tables as Markdown."""
     from benchmarks.plot import plot as draw  # matplotlib takes a second to import
 
-    for path in draw(json.loads(file.read_text()), output):
+    figures = json.loads(file.read_text())
+    for path in draw(figures, output):
         typer.echo(path)
+    path = output / "results.md"
+    path.write_text(tables(figures) + "\n")
+    typer.echo(path)
 
 
 @app.command()
@@ -204,25 +209,41 @@ def scale(
     rows: Annotated[
         list[int] | None,
         typer.Option(
-            min=scales.THREAD_LENGTH,
+            min=scales.LEAST_ROWS,
             metavar="N",
             help="A database with so many checkpoints. May be repeated. Without it 10000 and 1000000.",
         ),
     ] = None,
+    partitioned: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=scales.LEAST_ROWS,
+            metavar="N",
+            help=f"A database with so many checkpoints, whose tables have {scales.PARTITIONS} partitions by thread. "
+            "May be repeated.",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How many rounds are measured.")] = 40,
     checkpoints_only: Annotated[
-        bool, typer.Option("--checkpoints-only", help="Make no blobs and writes. They take three quarters of the disk.")
+        bool,
+        typer.Option(
+            "--checkpoints-only",
+            help="Make blobs and writes for the latest checkpoint of each thread only. They take three quarters of the "
+            "disk.",
+        ),
     ] = False,
     durable: Durable = True,
     json_file: Json = None,
 ) -> None:
-    """Measure put, put_writes and get_tuple on PostgreSQL databases of different sizes, in turn.
+    """Measure calls about one thread on PostgreSQL databases of different sizes, in turn.
 
     A million checkpoints with their blobs and writes take about 4 GB of disk.
     """
     with _progress() as progress:
         sizes = rows or [10_000, 1_000_000]
-        figures = scales.scale(sizes, rounds, with_blobs=not checkpoints_only, durable=durable, progress=progress)
+        figures = scales.scale(
+            sizes, partitioned or [], rounds, with_blobs=not checkpoints_only, durable=durable, progress=progress
+        )
     report.show_scale(figures, _console())
     _write(json_file, {"machine": machine(), "packages": packages(), "rounds": rounds, **figures})
 

@@ -112,9 +112,10 @@ def show_scale(report: ScaleReport, console: Console) -> None:
     _describe(console, _server_line(report["server"], report["settings"]))
     table = Table(title="calls on databases of different sizes", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("operation")
-    for name in ("checkpoints", "database, MB", "ms", "by the smallest"):
+    for name in ("checkpoints", "partitions", "database, MB", "ms", "by the smallest"):
         table.add_column(name, justify="right")
     for row in report["scale"]:
         size = f"{row['database_bytes'] / 1e6:,.0f}"
-        table.add_row(row["operation"], f"{row['rows']:,}", size, f"{row['median_ms']:.3f}", f"{row['ratio']:.2f}")
+        figures = (f"{row['median_ms']:.3f}", f"{row['ratio']:.2f}")
+        table.add_row(row["operation"], f"{row['rows']:,}", str(row["partitions"] or ""), size, *figures)
     console.print(table)
