@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -228,6 +229,14 @@ class Statements(Strategy):
 
 class JSONStatements(Statements):
     """A strategy that maintains threads inside the database, too (`_thread_statements`): what those are built from."""
+
+    def read(
+        self, executor: Executor, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None
+    ) -> Rows:
+        # For a single checkpoint the limit is a constant: a plan for any limit is not as good, and PostgreSQL would
+        # rather make one anew each time.
+        is_one = shape.many and parameters["limit"] == 1
+        return super().read(executor, replace(shape, many=False) if is_one else shape, parameters, filter)
 
     @abstractmethod
     def together(self, *changes: Insert | Update | Delete) -> list[Executable]:
