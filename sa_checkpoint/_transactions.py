@@ -99,8 +99,19 @@ def _needs_begin(connection: Connection) -> bool:
     name = connection.dialect.driver
     driver: Any = connection.connection.dbapi_connection if name == "asyncpg" else _driver_connection(connection)
     read_committed, read_only = _AUTOCOMMITTING[name]
+    if name == "asyncpg" and _names_statements(driver):
+        return True
     level = driver.isolation_level
     return level not in (None, read_committed, "autocommit") or getattr(driver, read_only) or driver.deferrable
+
+
+def _names_statements(driver: Any) -> bool:
+    """Whether the application names asyncpg's prepared statements, as it does for PgBouncer in transaction mode.
+
+    There a statement is known to the server connection that it was prepared on, which is the same for a transaction.
+    """
+    default = getattr(driver, "_default_name_func", None)
+    return getattr(driver, "_prepared_statement_name_func", default) is not default
 
 
 @contextmanager

@@ -312,6 +312,7 @@ PAGES: dict[str, Page] = {
     "docs/explanation/values.md": Page(given=("engine",), migrated=True),
     "docs/reference/models.md": Page(given=("engine",), migrated=True),
     "docs/reference/command.md": Page(databases=(POSTGRESQL,)),
+    "docs/explanation/scaling.md": Page(databases=(POSTGRESQL,)),
 }
 
 

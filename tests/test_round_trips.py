@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import URL, Connection, create_engine, event, text
@@ -273,6 +274,16 @@ async def test_an_operation_is_a_transaction_where_that_means_something(
         assert len(begun) == (WARM_UP + 1) * len(OPERATIONS)
     if "isolation" in given:
         assert all(b"REPEATABLE READ" in b"".join(sent) for sent in flights.values())
+
+
+@on_backends(*(one for one in POSTGRESQL if one.id == "asyncpg"))
+async def test_a_begin_is_sent_where_prepared_statements_are_named_for_pgbouncer(
+    tap: Tap, database: Database, thread: str
+) -> None:
+    named = {"prepared_statement_name_func": lambda: f"__asyncpg_{uuid4()}__"}
+    async with database.engine(**ONE, connect_args=named) as engine:
+        flights = await flights_of(tap, Client(saver_on(engine), database.backend), thread)
+    assert ends(flights) == dict.fromkeys(OPERATIONS, True)
 
 
 @on_postgresql

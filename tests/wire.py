@@ -155,5 +155,6 @@ class TappedDatabase(Database):
     @asynccontextmanager
     async def engine(self, **options: Any) -> AsyncIterator[Engine | AsyncEngine]:
         plain = _PLAIN.get(self.url.get_driver_name(), {})
-        async with super().engine(connect_args=dict(plain), **options) as engine:
+        options["connect_args"] = {**plain, **options.get("connect_args", {})}
+        async with super().engine(**options) as engine:
             yield engine
