@@ -1,0 +1,41 @@
+"""The benchmarks run, and write what the documentation shows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def benchmarks(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("plot",), ("memory",), ("scale",)])
+def test_each_command_says_what_it_does(command: tuple[str, ...]) -> None:
+    assert "Usage: python -m benchmarks" in benchmarks(*command, "--help")
+
+
+def test_a_run_measures_ours_and_the_peer_and_is_plotted(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    shown = benchmarks("run", "--database", "sqlite", "--only", "^put$", "--quick", "--json", str(file))
+    report = json.loads(file.read_text())
+    (result,) = report["results"]
+    ours, peer = result["contestants"]
+    assert (ours, peer) == ("ours on sqlite3", "SqliteSaver")
+    medians = {name: timing["median_ms"] for name, timing in result["contestants"].items()}
+    assert result["ratios"] == {ours: pytest.approx(medians[peer] / medians[ours])}
+    assert f"{medians[ours]:.3f}" in shown and f"{medians[peer]:.3f}" in shown
+
+    benchmarks("plot", str(file), "--output", str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "ratios-sqlite-file.svg", "results.md"}
+    assert f"| put | sqlite3 | {medians[ours]:.2f} | {medians[peer]:.2f} |" in (tmp_path / "results.md").read_text()
