@@ -61,13 +61,13 @@ def _in_autocommit(connection: Connection) -> Iterator[None]:
     """Have a single statement committed by itself, and leave the driver's connection as it was."""
     driver: Any = connection.connection.dbapi_connection
     was_autocommit = driver.autocommit
-    with connection.begin():  # for the application's listeners: the driver sends nothing
-        try:
-            driver.autocommit = True
+    try:
+        driver.autocommit = True
+        with connection.begin():  # for the application's listeners: the driver sends nothing
             yield
-        finally:
-            if not (was_autocommit or connection.invalidated):
-                _leave_autocommit(connection, driver)
+    finally:
+        if not (was_autocommit or connection.invalidated):
+            _leave_autocommit(connection, driver)
 
 
 def _leave_autocommit(connection: Connection, driver: Any) -> None:

@@ -297,6 +297,19 @@ async def test_autocommit_may_be_asked_for_in_spite_of_a_begin_listener(
     assert numbers(flights) == all_in(1)
 
 
+@on_postgresql
+async def test_a_begin_listener_may_execute_although_autocommit_is_asked_for(database: Database, thread: str) -> None:
+    found: list[Any] = []
+    async with database.engine(**ONE) as engine:
+
+        @event.listens_for(sync_engine_of(engine), "begin")
+        def ask(connection: Connection) -> None:
+            found.append(connection.scalar(text("SELECT 1")))
+
+        await use(Client(saver_on(engine, autocommit=True), database.backend), thread)
+    assert found and set(found) == {1}
+
+
 # ----------------------------------------------------------------------------------------------- MySQL's and MariaDB's
 
 # Of a write: its statements as one block, the COMMIT, and the ROLLBACK with which SQLAlchemy's pool takes a connection
