@@ -42,7 +42,8 @@ class Prepared:
         return values if self.names is None else tuple([values[name] for name in self.names])
 
 
-_PREPARED: WeakKeyDictionary[Dialect, dict[Executable, Prepared | None]] = WeakKeyDictionary()
+# For as long as somebody has the engine, and the statement: those of a schema are dropped when many others are used.
+_PREPARED: WeakKeyDictionary[Dialect, WeakKeyDictionary[Executable, Prepared | None]] = WeakKeyDictionary()
 
 
 def prepared_for(connection: Connection, call: Call) -> Prepared | None:
@@ -52,7 +53,9 @@ def prepared_for(connection: Connection, call: Call) -> Prepared | None:
         return None  # a listener is given the statement, and may change it
     if connection.get_execution_options().get("schema_translate_map") or dialect.label_length:
         return None
-    statements = _PREPARED.setdefault(dialect, {})
+    statements = _PREPARED.get(dialect)
+    if statements is None:
+        statements = _PREPARED.setdefault(dialect, WeakKeyDictionary())
     if call.statement not in statements:
         statements[call.statement] = _prepare(dialect, call.statement)
     return statements[call.statement]

@@ -91,18 +91,19 @@ def _may_autocommit(connection: Connection, autocommit: bool | None) -> bool:
 def _needs_begin(connection: Connection) -> bool:
     """Whether the application asks for more than a BEGIN: with a listener, or with what it has set for each BEGIN.
 
-    A listener may set something for this transaction only, such as the tenant that row-level security looks at. READ
-    COMMITTED, which SQLAlchemy leaves behind on a connection that was in autocommit, is nothing more.
+    A `begin` listener may set something for this transaction only, such as the tenant that row-level security looks at,
+    and a `commit` listener may prevent it. READ COMMITTED, which SQLAlchemy leaves behind on a connection that was in
+    autocommit, is nothing more. A psycopg connection that is not read-only says so in each BEGIN, if that was set.
     """
-    if connection.dispatch.begin:
+    if connection.dispatch.begin or connection.dispatch.commit:
         return True
     name = connection.dialect.driver
     driver: Any = connection.connection.dbapi_connection if name == "asyncpg" else _driver_connection(connection)
     read_committed, read_only = _AUTOCOMMITTING[name]
     if name == "asyncpg" and _names_statements(driver):
         return True
-    level = driver.isolation_level
-    return level not in (None, read_committed, "autocommit") or getattr(driver, read_only) or driver.deferrable
+    says_access = bool(driver.readonly) if name == "asyncpg" else getattr(driver, read_only) is not None
+    return says_access or driver.deferrable or driver.isolation_level not in (None, read_committed, "autocommit")
 
 
 def _names_statements(driver: Any) -> bool:

@@ -62,10 +62,11 @@ class AsyncSQLAlchemySaver(BaseSQLAlchemySaver):
             engine's `schema_translate_map`, says where they are.
         autocommit: Whether a call that is one statement, as all but the maintenance of threads are on PostgreSQL, has
             the database commit it by itself, in one round trip instead of three. None, the default, does so unless the
-            AsyncEngine has a `begin` listener or an isolation level, is read-only, or hands out a connection in a
-            transaction. False sends a BEGIN and COMMIT in any case: for listeners such as `before_cursor_execute` that
-            set something for the transaction. True goes without, also past a `begin` listener. Elsewhere than on an
-            AsyncEngine of PostgreSQL it changes nothing.
+            AsyncEngine has a `begin` or `commit` listener or an isolation level, is read-only, or hands out a
+            connection in a transaction. False sends a BEGIN and COMMIT in any case: for other listeners that set
+            something for the transaction, or refuse a statement after it was executed. True goes without, also past
+            these listeners.
+            Elsewhere than on an AsyncEngine of PostgreSQL it changes nothing.
 
     Raises:
         InvalidBind: `bind` is of another kind; the message says which class takes it.

@@ -276,6 +276,42 @@ async def test_an_operation_is_a_transaction_where_that_means_something(
         assert all(b"REPEATABLE READ" in b"".join(sent) for sent in flights.values())
 
 
+@on_postgresql
+async def test_a_commit_listener_that_fails_prevents_the_commit(database: Database, thread: str) -> None:
+    async with database.engine(**ONE) as engine:
+        client = Client(saver_on(engine), database.backend)
+
+        @event.listens_for(sync_engine_of(engine), "commit")
+        def refuse(_connection: Connection) -> None:
+            raise RuntimeError("refused")
+
+        with pytest.raises(RuntimeError, match="refused"):
+            await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+    async with database.engine(**ONE) as engine:
+        assert await Client(saver_on(engine), database.backend).get_tuple(config_of(thread)) is None
+
+
+@on_postgresql
+async def test_an_engine_that_may_write_where_the_servers_default_is_to_read_only(
+    database: Database, thread: str
+) -> None:
+    read_only = {"default_transaction_read_only": "on"}
+    by_driver = (
+        {"server_settings": read_only}
+        if database.backend.id == "asyncpg"
+        else {"options": "-c default_transaction_read_only=on"}
+    )
+    writes = {"postgresql_readonly": False}
+    async with database.engine(**ONE, connect_args=by_driver, execution_options=writes) as engine:
+        client = Client(saver_on(engine), database.backend)
+        if database.backend.id == "asyncpg":  # which has no way to say READ WRITE
+            with pytest.raises(DBAPIError, match="read-only"):
+                await client.put(config_of(thread), checkpoint_of(), {}, {})
+        else:
+            await client.put(config_of(thread), checkpoint_of(), {}, {})
+            assert await client.get_tuple(config_of(thread)) is not None
+
+
 @on_backends(*(one for one in POSTGRESQL if one.id == "asyncpg"))
 async def test_a_begin_is_sent_where_prepared_statements_are_named_for_pgbouncer(
     tap: Tap, database: Database, thread: str
