@@ -8,6 +8,8 @@ back as it was: the application's next transaction on it is one that can be roll
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -411,7 +413,16 @@ async def test_the_applications_next_transaction_is_a_real_one(database: Databas
             await assert_as_before(client, f"{thread} {number}")
 
 
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Have a connection that nobody could close be collected here, and its driver not warn of that in another test."""
+    yield
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        gc.collect()
+
+
 @on_postgresql
+@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("fails", ["in a trigger", "without tables", "without a connection"])
 async def test_the_applications_next_transaction_is_a_real_one_after_an_error(
     database: Database, thread: str, fails: str
@@ -423,6 +434,7 @@ async def test_the_applications_next_transaction_is_a_real_one_after_an_error(
             with pytest.raises(error):
                 if fails == "without a connection":
                     kill_all(client)
+                    await asyncio.sleep(0.1)  # an older asyncpg fails in a way of its own until it has heard of it
                 await client.put(config_of(f"{REFUSED} {thread}"), checkpoint_of({"a": [1]}), {}, {"a": "1"})
             await assert_as_before(client, f"{thread} {number}")
         assert not any(keys_of(client, f"{REFUSED} {thread}").values())
@@ -440,6 +452,8 @@ def kill_all(client: Client) -> None:
 
 
 @on_async_postgresql
+@pytest.mark.usefixtures("collected")
+@pytest.mark.filterwarnings("ignore:.*(unclosed|while still open):ResourceWarning")
 @pytest.mark.parametrize("seconds", [0, 0.001, 0.005, 0.1, 0.3])
 async def test_the_applications_next_transaction_is_a_real_one_after_a_cancellation(
     database: Database, thread: str, seconds: float
