@@ -6,12 +6,13 @@ import gc
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 
-from sa_checkpoint import _prepared
+from sa_checkpoint import SQLAlchemySaver, _prepared
 from sa_checkpoint._execution import strategy_for
 from sa_checkpoint._strategy import Call, ReadShape
 from sa_checkpoint._tables import tables_in
-from tests.backends import Client, Database, on_strategies, saver_on
+from tests.backends import BACKENDS, Client, Database, on_backends, on_strategies, saver_on
 from tests.checkpoints import checkpoint_of, config_of
 from tests.rows import statements_of
 
@@ -155,17 +156,19 @@ async def test_a_large_state_is_several_statements_and_stored_in_one_transaction
     assert (await client.load(saved)).checkpoint["channel_values"] == forked
 
 
-@on_strategies("postgresql", "sqlite", "mysql")
-async def test_the_texts_of_statements_are_dropped_with_them(client: Client, database: Database, thread: str) -> None:
+@on_backends(*(one for one in BACKENDS if not one.is_async and not one.is_portable))
+def test_the_texts_of_statements_are_dropped_with_them(database: Database, thread: str) -> None:
     """An application may have a schema for each of thousands of tenants."""
-    await client.get_tuple(config_of(thread))
-    statements = _prepared._PREPARED[client.sync_engine.dialect]
+    engine = create_engine(database.url)
+    SQLAlchemySaver(engine).get_tuple(config_of(thread))
+    statements = _prepared._PREPARED[engine.dialect]
     before = len(statements)
     strategy = type(strategy_for(database.backend.dialect))(tables_in("another"))
-    with client.sync_engine.connect() as connection:
+    with engine.connect() as connection:
         call = Call(strategy._cached_read(ReadShape()), {}, is_constant=True)  # type: ignore[attr-defined]
         _prepared.prepared_for(connection, call)
         assert len(statements) == before + 1
         del strategy, call
         gc.collect()
         assert len(statements) == before
+    engine.dispose()
