@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import psycopg2.extensions  # type: ignore[import-untyped]
@@ -49,8 +49,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from sa_checkpoint import migrations
 from sa_checkpoint.errors import ThreadExists
+from tests import tenants
 from tests.backends import (
     BACKENDS,
     Backend,
@@ -65,7 +65,7 @@ from tests.backends import (
 )
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import sync_engine_of
-from tests.rows import TABLES, connection_of, keys_of
+from tests.rows import connection_of, keys_of
 from tests.usage import put_chain, use, use_graphs
 
 T = TypeVar("T")
@@ -764,31 +764,12 @@ async def test_handle_error_of_the_hosts_sees_our_errors_and_may_replace_them(da
         assert leftovers(client) == []
 
 
-POLICY = """
-ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;
-ALTER TABLE {table} FORCE ROW LEVEL SECURITY;
-CREATE POLICY tenant ON {table} USING (split_part(thread_id, ':', 1) = current_setting('app.tenant'));
-GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role};
-"""
-
-
 @pytest.fixture
 def guarded(backend: Backend, new_url: Callable[[Backend], URL]) -> Iterator[tuple[Database, str]]:
     """A database in which a role sees the rows of `app.tenant` only."""
-    role = f"tenant_{uuid4().hex}"
     url = new_url(backend)
-    owner = create_engine(url.set(drivername="postgresql+psycopg"))
-    migrations.upgrade(owner)
-    with owner.begin() as connection:
-        connection.exec_driver_sql(f"CREATE ROLE {role}")
-        for table in TABLES:
-            connection.exec_driver_sql(POLICY.format(table=table, role=role))
-        connection.exec_driver_sql(f"GRANT SELECT ON {migrations.VERSION_TABLE} TO {role}")
-    yield Database(backend, url), role
-    with owner.begin() as connection:
-        connection.exec_driver_sql(f"DROP OWNED BY {role}")
-        connection.exec_driver_sql(f"DROP ROLE {role}")
-    owner.dispose()
+    with tenants.guarded(url) as role:
+        yield Database(backend, url), role
 
 
 @on("postgresql")
