@@ -11,7 +11,7 @@ with backslashes even where the server does not read them so.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any, cast
@@ -48,7 +48,19 @@ from sa_checkpoint._json import dump_json
 from sa_checkpoint._keys import LENGTHS, MARK, stored_keys
 from sa_checkpoint._portable import PortableStrategy, by_namespace
 from sa_checkpoint._statements import Statements
-from sa_checkpoint._strategy import READ_COLUMNS, Call, Executor, Parameters, ReadShape, RowKind, Rows, text_parameter
+from sa_checkpoint._strategy import (
+    LARGE_BYTES,
+    READ_COLUMNS,
+    Call,
+    Executor,
+    Parameters,
+    ReadShape,
+    RowKind,
+    Rows,
+    batches,
+    numbered,
+    text_parameter,
+)
 from sa_checkpoint._tables import Tables
 from sa_checkpoint._types import BytewiseText, json_to_text
 from sa_checkpoint.errors import UnsupportedDatabase, is_too_deep
@@ -63,9 +75,6 @@ _NAMESPACE = ("thread_id", "checkpoint_ns")
 
 _ROWS = 16
 """How many rows a statement inserts at most: each number is a statement of its own to compile."""
-
-_BYTES = 1_000_000
-"""From how many bytes on a statement takes no more rows: it has to fit the server's max_allowed_packet."""
 
 
 class _JSONTable(FunctionElement[Any]):
@@ -116,25 +125,13 @@ def _compile_block(block: _Block, compiler: SQLCompiler, **kw: Any) -> str:
     return f"BEGIN NOT ATOMIC {'; '.join(texts)}; END"
 
 
-def _batches(rows: Sequence[Parameters]) -> Iterator[Sequence[Parameters]]:
-    batch: list[Parameters] = []
-    size = 0
-    for row in rows:
-        if batch and (len(batch) == _ROWS or size + len(row["blob"]) > _BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(row)
-        size += len(row["blob"])
-    yield batch
-
-
 def _sent(value: Any) -> Any:
     return b64encode(value).decode() if isinstance(value, bytes) else value
 
 
 def _values(rows: Sequence[Parameters]) -> dict[str, Any]:
     """The values of the parameters that `_value` makes."""
-    return {f"{name}_{number}": _sent(value) for number, row in enumerate(rows) for name, value in row.items()}
+    return {name: _sent(value) for name, value in numbered(rows).items()}
 
 
 def _value(name: str, number: int) -> ColumnElement[Any]:
@@ -189,7 +186,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         self, executor: Executor, table: Table, shared: Parameters, rows: Sequence[Parameters], *, replace: bool = False
     ) -> None:
         """Insert rows that have some columns in common, or keep or replace those that are there."""
-        for some in _batches(rows):
+        for some in batches(rows, _ROWS):
             statement = self._insert(table, tuple(shared), tuple(some[0]), len(some), replace)
             executor.run(Call(statement, {**shared, **_values(some)}, is_constant=True))
 
@@ -218,7 +215,7 @@ class MySQLStrategy(Statements, PortableStrategy):
 
     def _put_rows(self, executor: Executor, row: Parameters, blobs: Sequence[Parameters]) -> None:
         size = sum(len(blob["blob"]) for blob in blobs) + len(row["checkpoint"]) + len(row["metadata"])
-        if 0 < len(blobs) <= _ROWS and size <= _BYTES and _takes_blocks(executor.connection):
+        if 0 < len(blobs) <= _ROWS and size <= LARGE_BYTES and _takes_blocks(executor.connection):
             statement = self._put_together(tuple(blobs[0]), len(blobs))
             executor.run(Call(statement, {**row, **_values(blobs)}, is_constant=True))
         else:

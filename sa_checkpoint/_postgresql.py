@@ -42,7 +42,7 @@ from sqlalchemy.types import TypeEngine
 from sa_checkpoint._codec import BLOB_VERSIONS
 from sa_checkpoint._json import dump_json
 from sa_checkpoint._sql_strategy import SQLStrategy
-from sa_checkpoint._strategy import Call, Executor, Parameters, ReadShape, is_large, text_parameter
+from sa_checkpoint._strategy import Call, Executor, Parameters, ReadShape, batches, is_large, numbered, text_parameter
 from sa_checkpoint._tables import Tables
 
 _BLOB: Mapping[str, TypeEngine[Any]] = {
@@ -82,7 +82,7 @@ def _arrays(columns: Mapping[str, Any], rows: Sequence[Parameters]) -> dict[str,
 
 
 def _few_rows(shared: Mapping[str, BindParameter[str]], columns: Mapping[str, TypeEngine[Any]], few: int) -> Any:
-    """A VALUES list of so many rows, which have some columns in common, with the parameters that `_values` makes.
+    """A VALUES list of so many rows, which have some columns in common, with the parameters that `numbered` makes.
 
     As text, since SQLAlchemy compiles an `insert().values()` of several rows anew for each execution.
     """
@@ -91,21 +91,6 @@ def _few_rows(shared: Mapping[str, BindParameter[str]], columns: Mapping[str, Ty
     parameters = (bindparam(name, type_=type_) for row in own for name, type_ in row.items())
     values = text("VALUES " + ", ".join(f"({names})" for names in lists)).bindparams(*shared.values(), *parameters)
     return values.columns(*(column(name) for name in (*shared, *columns)))
-
-
-def _values(rows: Sequence[Parameters]) -> dict[str, Any]:
-    """The parameters of VALUES: "blob_0", say, is the blob of the first row."""
-    return {f"{name}_{number}": value for number, row in enumerate(rows) for name, value in row.items()}
-
-
-def _batches(rows: Sequence[Parameters]) -> list[Sequence[Parameters]]:
-    """Rows in parts that are not large, unless a single row is, and for each of which VALUES will do."""
-    batches: list[list[Parameters]] = [[]]
-    for row in rows:
-        if batches[-1] and (len(batches[-1]) == _FEW or is_large([*batches[-1], row])):
-            batches.append([])
-        batches[-1].append(row)
-    return list(batches)
 
 
 class PostgreSQLStrategy(SQLStrategy):
@@ -136,21 +121,21 @@ class PostgreSQLStrategy(SQLStrategy):
         if is_large(blobs):
             if shared:
                 executor.run(Call(self._lock_thread_shared, {"thread_id": checkpoint["thread_id"]}))
-            *others, blobs = _batches(blobs)
+            *others, blobs = batches(blobs, _FEW)
             key = {name: checkpoint[name] for name in ("thread_id", "checkpoint_ns")}
             for some in others:
-                executor.run(Call(self._put_blobs(len(some)), {**key, **_values(some)}, is_constant=True))
+                executor.run(Call(self._put_blobs(len(some)), {**key, **numbered(some)}, is_constant=True))
             shared = False
         few = len(blobs) <= _FEW and not (blobs and shared)
         statement = self._put(few=len(blobs)) if few else self._put(locked=shared)
-        parameters = {**checkpoint, **(_values(blobs) if few else _arrays(_BLOB, blobs))}
+        parameters = {**checkpoint, **(numbered(blobs) if few else _arrays(_BLOB, blobs))}
         executor.run(Call(statement, parameters, is_constant=True))
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
-        for some in _batches(writes) if is_large(writes) else [writes]:
+        for some in batches(writes, _FEW) if is_large(writes) else [writes]:
             few = len(some) <= _FEW
             statement = self._put_writes(few=len(some) if few else None, replace=replace)
-            parameters = {**task, **(_values(some) if few else _arrays(_WRITE, some))}
+            parameters = {**task, **(numbered(some) if few else _arrays(_WRITE, some))}
             executor.run(Call(statement, parameters, is_constant=True))
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:

@@ -7,7 +7,7 @@ is, is the strategy's affair. `_postgresql`, `_sqlite` and `_mysql` are strategi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -141,12 +141,33 @@ class ReadShape:
 
 
 LARGE_BYTES = 1_000_000
-"""How much a statement should hold at most: a driver may copy it several times, and holds up an event loop as long."""
+"""How much a statement should hold at most: a driver may copy it several times, and holds up an event loop as long.
+
+It also has to fit MySQL's max_allowed_packet.
+"""
 
 
 def is_large(rows: Sequence[Parameters]) -> bool:
     """Whether the blobs of some rows are too much for one statement."""
     return sum(len(row["blob"]) for row in rows) > LARGE_BYTES
+
+
+def batches(rows: Sequence[Parameters], most: int) -> Iterator[Sequence[Parameters]]:
+    """Rows in parts of at most so many, and that are not large, unless a single row is."""
+    batch: list[Parameters] = []
+    size = 0
+    for row in rows:
+        if batch and (len(batch) == most or size + len(row["blob"]) > LARGE_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += len(row["blob"])
+    yield batch
+
+
+def numbered(rows: Sequence[Parameters]) -> dict[str, Any]:
+    """The parameters of a statement with several rows: "blob_0", say, is the blob of the first one."""
+    return {f"{name}_{number}": value for number, row in enumerate(rows) for name, value in row.items()}
 
 
 def text_parameter(name: str) -> BindParameter[str]:
