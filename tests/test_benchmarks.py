@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
+
+from benchmarks.proxy import delayed
+from tests.backends import BACKENDS, Database, on_backends
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,3 +44,16 @@ def test_a_run_measures_ours_and_the_peer_and_is_plotted(tmp_path: Path) -> None
     benchmarks("plot", str(file), "--output", str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "ratios-sqlite-file.svg", "results.md"}
     assert f"| put | sqlite3 | {medians[ours]:.2f} | {medians[peer]:.2f} |" in (tmp_path / "results.md").read_text()
+
+
+@on_backends(*(one for one in BACKENDS if one.id in ("psycopg", "pymysql")))
+def test_the_proxy_makes_each_round_trip_take_longer(database: Database) -> None:
+    """At least by what it is told; how much more depends on the machine."""
+    with delayed(database.url, 50) as url:
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            started = time.monotonic()
+            for number in range(4):
+                assert connection.scalar(text(f"SELECT {number}")) == number
+            assert time.monotonic() - started >= 4 * 0.050
+        engine.dispose()
