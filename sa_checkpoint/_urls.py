@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, Engine, StaticPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
-from sa_checkpoint.errors import InvalidBind, InvalidConfig, MissingDriver
+from sa_checkpoint.errors import InvalidBind, InvalidConfig, MissingDriver, is_locked
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -47,6 +47,8 @@ _EXTRAS = {
 }
 
 SQLITE_BUSY_TIMEOUT_MS = 30_000
+# How often another process may come between waiting for the lock and taking it: once was the most that was seen.
+_WAL_ATTEMPTS = 20
 
 
 def default_url() -> str:
@@ -160,9 +162,27 @@ def _tune_sqlite(engine: Engine) -> None:
         cursor = dbapi_connection.cursor()
         # The wait comes first: switching to WAL takes a lock itself.
         cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _switch_to_wal(cursor)
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
+
+
+def _switch_to_wal(cursor: Any) -> None:
+    """Set the file's journal mode, once nobody writes: for a writer the PRAGMA itself fails at once instead of waiting.
+
+    It has read the file before it asks for the lock, and SQLite does not wait between the two, which might be a
+    deadlock. A transaction that asks first does wait. Of eight processes that open a new file, one or two need it.
+    """
+    for _ in range(_WAL_ATTEMPTS):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except Exception as error:  # the driver's own class, of whichever driver
+            if not is_locked(error):
+                raise
+        cursor.execute("BEGIN EXCLUSIVE")
+        cursor.execute("COMMIT")
+    cursor.execute("PRAGMA journal_mode = WAL")
 
 
 def _create(make: Callable[..., Any], url: URL, options: dict[str, Any]) -> Any:

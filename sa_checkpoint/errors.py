@@ -111,9 +111,9 @@ def is_too_deep(error: DBAPIError) -> bool:
     return _code(error) in (4040, 3157)
 
 
-def is_locked(error: DBAPIError) -> bool:
+def is_locked(error: Exception) -> bool:
     """Whether SQLite did not let a transaction write, perhaps because it began with reading."""
-    return "database is locked" in str(error.orig)
+    return "database is locked" in str(getattr(error, "orig", error))
 
 
 def _code(error: DBAPIError) -> str | int | None:

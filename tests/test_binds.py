@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
 from sa_checkpoint._cancellation import Cancellation
-from tests.backends import Client, Database, saver_on
+from tests.backends import Client, Database, done, entered, saver_on
 from tests.checkpoints import checkpoint_of, config_of
 
 
@@ -162,6 +164,23 @@ def test_our_own_sqlite_engine_uses_wal_and_waits_for_locks(tmp_path: Path) -> N
             for name in ("journal_mode", "busy_timeout", "foreign_keys")
         }
     assert pragmas == {"journal_mode": "wal", "busy_timeout": 30_000, "foreign_keys": 1}
+
+
+@pytest.mark.parametrize("saver_type", [SQLAlchemySaver, AsyncSQLAlchemySaver])
+async def test_our_own_sqlite_engine_waits_for_a_writer_before_it_switches_to_wal(
+    saver_type: type[SQLAlchemySaver] | type[AsyncSQLAlchemySaver], tmp_path: Path
+) -> None:
+    """SQLite's busy_timeout does not apply there: of several processes that open a new file at once, some fail."""
+    path = tmp_path / "a.db"
+    writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    writer.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.5, writer.execute, ["COMMIT"])
+    timer.start()
+    async with entered(saver_type.from_conn_string(f"sqlite:///{path}")) as saver:
+        await done(saver.setup())
+    timer.join()
+    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    writer.close()
 
 
 def test_a_host_engine_gets_no_pragma(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ Nothing here happens at import: the application's lifespan makes the engine and 
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,10 @@ def tune_sqlite(dbapi_connection: Any, _record: Any) -> None:
     cursor = dbapi_connection.cursor()
     # The wait comes first: switching to WAL takes a lock itself.
     cursor.execute("PRAGMA busy_timeout = 30000")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    # This PRAGMA alone does not wait for a writer, and another process may have just made the file. WAL is kept in the
+    # file, so whoever comes next switches it.
+    with suppress(sqlite3.OperationalError):
+        cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
 
