@@ -21,6 +21,7 @@ from sqlalchemy.util import greenlet_spawn
 from sa_checkpoint import _transactions
 from sa_checkpoint._binds import Bind, async_bind, running_loop, sync_bind
 from sa_checkpoint._cancellation import Cancellation, finished
+from sa_checkpoint._direct import BUFFERED
 from sa_checkpoint._schema import check_schema, schema_in
 from sa_checkpoint._types import MYSQL
 from sa_checkpoint.errors import InvalidBind, MigrationUnderWay, SyncCallOnEventLoop, UnsupportedDatabase
@@ -191,7 +192,7 @@ def transaction(bind: Engine | Connection, schema: str | None, *, waits: bool = 
         return
     dialect = bind.dialect.name
     # Whatever the application has set, a server-side cursor is for queries only.
-    with bind.connect().execution_options(**_transactions.BUFFERED, **{_PREPARED: True}) as connection:
+    with bind.connect().execution_options(**BUFFERED, **{_PREPARED: True}) as connection:
         if dialect in MYSQL:
             with _without_transaction(connection, schema, waits=waits):
                 yield connection

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Dialect
+from sqlalchemy import Connection, Dialect
 
+from sa_checkpoint import _direct
 from sa_checkpoint._driver import binary_results
 from sa_checkpoint._mysql import MySQLStrategy
 from sa_checkpoint._portable import PortableStrategy
@@ -17,7 +18,6 @@ from sa_checkpoint._prepared import prepared_for
 from sa_checkpoint._sqlite import SQLiteStrategy
 from sa_checkpoint._strategy import Call, Parameters, Rows, Strategy, is_large
 from sa_checkpoint._tables import tables_in
-from sa_checkpoint._transactions import BUFFERED
 from sa_checkpoint._types import MYSQL
 
 T = TypeVar("T")
@@ -42,33 +42,42 @@ def strategy_for(dialect: str, schema: str | None = None) -> Strategy:
     return STRATEGIES.get(dialect, PortableStrategy)(tables_in(schema))
 
 
-@dataclass(frozen=True)
 class Transaction:
-    """A connection in a transaction that is not ours to end: the `Executor` of a strategy's calls."""
+    """A connection in a transaction that is not ours to end: the `Executor` of a strategy's calls.
 
-    connection: Connection
-    strategy: Strategy
+    Attributes:
+        connection: The connection.
+        strategy: The strategy.
+    """
+
+    def __init__(self, connection: Connection, strategy: Strategy) -> None:
+        self.connection = connection
+        self.strategy = strategy
+        self._is_unobserved = _direct.is_unobserved(connection)
 
     def run(self, *calls: Call) -> None:
         """Execute calls in order."""
         for call in calls:
-            self._execute(call).close()
+            self._execute(call, fetch=False)
 
     def fetch(self, call: Call) -> Rows:
         """Execute a call, and fetch its rows."""
         with binary_results(self.connection):
-            return self._execute(call).fetchall()
+            return self._execute(call, fetch=True)
 
-    def _execute(self, call: Call) -> CursorResult[Any]:
+    def _execute(self, call: Call, *, fetch: bool) -> Rows:
         prepared = prepared_for(self.connection, call)
         if prepared is None:
-            return self.connection.execute(call.statement, call.parameters, execution_options=BUFFERED)
+            result = self.connection.execute(call.statement, call.parameters, execution_options=_direct.BUFFERED)
+            return _direct.rows_of(result, fetch=fetch)
         parameters: Any = call.parameters
+        if not isinstance(parameters, Mapping) and len(parameters) == 1:
+            (parameters,) = parameters
         if isinstance(parameters, Mapping):
             bound = prepared.bind(parameters)
         else:
             bound = [prepared.bind(row) for row in parameters]
-        return self.connection.exec_driver_sql(prepared.text, bound, execution_options=BUFFERED)
+        return _direct.execute(self.connection, prepared.text, bound, fetch=fetch, direct=self._is_unobserved)
 
 
 @dataclass(frozen=True)

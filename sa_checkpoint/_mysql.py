@@ -14,7 +14,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
@@ -43,7 +43,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from sa_checkpoint import _codec
+from sa_checkpoint import _codec, _direct
 from sa_checkpoint._json import dump_json
 from sa_checkpoint._keys import LENGTHS, MARK, stored_keys
 from sa_checkpoint._portable import PortableStrategy, by_namespace
@@ -54,6 +54,7 @@ from sa_checkpoint._strategy import (
     Call,
     Executor,
     Parameters,
+    ReadRow,
     ReadShape,
     RowKind,
     Rows,
@@ -160,10 +161,8 @@ class MySQLStrategy(Statements, PortableStrategy):
         driver_connection = connection.connection.driver_connection
         if driver_connection in _CHECKED:
             return
-        cursor = connection.connection.cursor()
-        cursor.execute("SELECT @@character_set_client, @@character_set_connection, @@character_set_results, @@sql_mode")
-        *charsets, sql_mode = cast(Any, cursor.fetchone())
-        cursor.close()
+        question = "SELECT @@character_set_client, @@character_set_connection, @@character_set_results, @@sql_mode"
+        ((*charsets, sql_mode),) = _direct.execute(connection, question, (), fetch=True, direct=True)
         for charset in charsets:
             if charset != "utf8mb4":
                 raise UnsupportedDatabase(
@@ -260,7 +259,8 @@ class MySQLStrategy(Statements, PortableStrategy):
             # The server does not look into JSON that is nested so deeply.
             return PortableStrategy.read(self, executor, shape, parameters, filter)
         # Rows that have come here without this package do not have the list that the statement goes by.
-        foreign = [row for row in rows if row.kind == RowKind.CHECKPOINT and _codec.NAMED_BLOBS not in row.checkpoint]
+        checkpoints = (ReadRow(*row) for row in rows if row[0] == RowKind.CHECKPOINT)
+        foreign = [row for row in checkpoints if _codec.NAMED_BLOBS not in (row.checkpoint or "")]
         return [*rows, *(blob for found in by_namespace(foreign) for blob in self._blobs_of(executor, found))]
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, Dialect, Executable
 from sqlalchemy.engine.interfaces import BindTyping
 
+from sa_checkpoint._direct import has_listeners
 from sa_checkpoint._strategy import Call, Parameters
 
 
@@ -49,7 +50,9 @@ _PREPARED: WeakKeyDictionary[Dialect, WeakKeyDictionary[Executable, Prepared | N
 def prepared_for(connection: Connection, call: Call) -> Prepared | None:
     """The text of a call's statement, or None where only SQLAlchemy itself can execute it as the application wants."""
     dialect = connection.dialect
-    if not call.is_constant or connection.dispatch.before_execute or connection.dispatch.after_execute:
+    if not call.is_constant:
+        return None
+    if has_listeners(connection) and (connection.dispatch.before_execute or connection.dispatch.after_execute):
         return None  # a listener is given the statement, and may change it
     if connection.get_execution_options().get("schema_translate_map") or dialect.label_length:
         return None

@@ -7,20 +7,16 @@ statement anyway, on a connection of ours, does better without the round trips o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from sa_checkpoint._direct import BUFFERED, has_listeners
 from sa_checkpoint._types import MYSQL
 from sa_checkpoint.errors import is_transient
-
-# Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
-# no statement that writes can have.
-BUFFERED: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
-
 
 # Drivers whose DBAPI connection has an attribute `autocommit` that sends nothing to the server: what they call READ
 # COMMITTED, and which of their attributes makes transactions read-only.
@@ -32,7 +28,7 @@ _AUTOCOMMITTING = {
 }
 
 
-def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool | None) -> AbstractContextManager[None]:
+def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool | None) -> AbstractContextManager[Any]:
     """Make the statements in the block a transaction of ours, on a connection that was just checked out.
 
     Args:
@@ -43,11 +39,10 @@ def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool 
     """
     if is_one and _may_autocommit(connection, autocommit):
         return _in_autocommit(connection)
-    if writes or connection.dialect.name not in MYSQL:
-        return _in_transaction(connection, writes=writes)
-    # SQLAlchemy begins with the first statement, and rolls back when the connection is closed: once. After a COMMIT the
-    # pool would send a ROLLBACK, too.
-    return nullcontext()
+    if not writes and connection.dialect.name in MYSQL:
+        # SQLAlchemy rolls back when the connection is closed: once. After a COMMIT the pool would send a ROLLBACK, too.
+        return nullcontext(connection.get_transaction() or connection.begin())
+    return _in_transaction(connection, writes=writes)
 
 
 @contextmanager
@@ -63,8 +58,8 @@ def _in_autocommit(connection: Connection) -> Iterator[None]:
     was_autocommit = driver.autocommit
     try:
         driver.autocommit = True
-        with connection.begin():  # for the application's listeners: the driver sends nothing
-            yield
+        yield
+        connection.commit()  # for the application's listeners, if SQLAlchemy has begun: the driver sends nothing
     finally:
         if not (was_autocommit or connection.invalidated):
             _leave_autocommit(connection, driver)
@@ -95,7 +90,7 @@ def _needs_begin(connection: Connection) -> bool:
     and a `commit` listener may prevent it. READ COMMITTED, which SQLAlchemy leaves behind on a connection that was in
     autocommit, is nothing more. A psycopg connection that is not read-only says so in each BEGIN, if that was set.
     """
-    if connection.dispatch.begin or connection.dispatch.commit:
+    if has_listeners(connection) and (connection.dispatch.begin or connection.dispatch.commit):
         return True
     name = connection.dialect.driver
     driver: Any = connection.connection.dbapi_connection if name == "asyncpg" else _driver_connection(connection)

@@ -443,14 +443,18 @@ async def test_the_blocking_methods_of_using_work_on_the_loop_of_the_session(
             assert await asyncio.to_thread(saver.using(session).get_tuple, config_of(thread)) is None
 
 
-async def test_reading_in_psycopgs_pipeline_is_an_error_and_not_nothing(
+async def test_reading_in_psycopgs_pipeline_is_an_error_with_a_listener_and_never_nothing(
     client: Client, database: Database, thread: str
 ) -> None:
     if database.backend.id != "psycopg":
         return  # it is a feature of this driver
     await stored(client, thread)
+    there = await client.load(config_of(thread))
     async with database.engine() as engine, connection_on(engine) as connection:
         saver: Any = saver_on(connection)
         connection.exec_driver_sql("SELECT 1")
+        with connection.connection.driver_connection.pipeline():
+            assert saver.get_tuple(config_of(thread)) == there
+        event.listen(connection, "after_cursor_execute", lambda *_: None)
         with connection.connection.driver_connection.pipeline(), pytest.raises(ResourceClosedError):
-            saver.get_tuple(config_of(thread))
+            saver.get_tuple(config_of(thread))  # SQLAlchemy looks for columns before the result has come

@@ -1,0 +1,131 @@
+"""A statement on the driver's own cursor, where nobody looks on.
+
+SQLAlchemy's context of an execution and its result, which notes each column, take up to a third of a short call. They
+are there for listeners, the echo and types; a statement that is text already, whose rows are taken by position, on an
+engine without any of the former, needs neither. What is kept of SQLAlchemy is what the application relies on: its
+Connection and pool, and its errors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Connection, CursorResult, Dialect
+from sqlalchemy.exc import DBAPIError
+
+# Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
+# no statement that writes can have.
+BUFFERED: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
+
+# For others, SQLAlchemy may do more around a statement.
+_DRIVERS = frozenset(
+    ("psycopg", "psycopg_async", "psycopg2", "asyncpg", "pysqlite", "aiosqlite", "pymysql", "asyncmy", "aiomysql")
+)
+
+# Those of asyncpg engines whose prepared statements a migration has made useless. SQLAlchemy keeps the time of that for
+# each execution, so it executes from then on.
+_MIGRATED: WeakSet[Dialect] = WeakSet()
+
+
+def has_listeners(connection: Connection) -> bool:
+    """Whether the application listens to anything on a connection, its engine or dialect.
+
+    By the flags that SQLAlchemy itself goes by before it looks for listeners. Without them there may be some.
+    """
+    return (
+        getattr(connection, "_has_events", True)
+        or getattr(connection.engine, "_has_events", True)
+        or getattr(connection.dialect, "_has_events", True)
+    )
+
+
+def is_unobserved(connection: Connection) -> bool:
+    """Whether nobody would notice: no listener, no echo, and the transaction, if there is one, is as it should be."""
+    dialect = connection.dialect
+    if dialect.driver not in _DRIVERS or dialect in _MIGRATED or has_listeners(connection):
+        return False
+    for transaction in (connection.get_transaction(), connection.get_nested_transaction()):
+        if not (transaction is None or transaction.is_active):
+            return False  # SQLAlchemy says why
+    return not connection.engine.logger.isEnabledFor(logging.INFO)
+
+
+def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, direct: bool) -> Sequence[Any]:
+    """Execute a statement.
+
+    Args:
+        connection: The connection.
+        text: The statement, as the driver takes it.
+        parameters: Its parameters, or a list of several for an executemany.
+        fetch: Whether it has rows.
+        direct: Whether to go past SQLAlchemy, since the connection `is_unobserved`.
+
+    Returns:
+        The rows, in the order of their columns.
+
+    Raises:
+        DBAPIError: As SQLAlchemy raises it.
+    """
+    if not direct:
+        return rows_of(connection.exec_driver_sql(text, parameters, execution_options=BUFFERED), fetch=fetch)
+    dialect, pooled = connection.dialect, connection.connection
+    many = isinstance(parameters, list)
+    cursor = None
+    try:
+        cursor = pooled.cursor()
+        if many:
+            dialect.do_executemany(cursor, text, parameters)
+        else:
+            dialect.do_execute(cursor, text, parameters)
+        rows = cursor.fetchall() if fetch else ()
+        cursor.close()
+    except dialect.loaded_dbapi.Error as error:
+        if isinstance(error, getattr(dialect.loaded_dbapi, "InvalidCachedStatementError", ())):
+            _MIGRATED.add(dialect)
+            return execute(connection, text, parameters, fetch=fetch, direct=False)
+        is_gone = dialect.is_disconnect(error, pooled, cursor)
+        _close(cursor)
+        if is_gone:
+            _invalidate(connection, error)
+        raise DBAPIError.instance(
+            text,
+            parameters,
+            error,
+            dialect.loaded_dbapi.Error,
+            hide_parameters=connection.engine.hide_parameters,
+            connection_invalidated=is_gone,
+            dialect=dialect,
+            ismulti=many,
+        ) from error
+    except Exception:
+        _close(cursor)
+        raise
+    except BaseException as error:
+        connection.invalidate(error)  # interrupted in the middle
+        raise
+    return rows
+
+
+def rows_of(result: CursorResult[Any], *, fetch: bool) -> Sequence[Any]:
+    """The rows of what SQLAlchemy has executed, if there are any."""
+    if fetch:
+        return result.fetchall()
+    result.close()
+    return ()
+
+
+def _close(cursor: Any) -> None:
+    with suppress(Exception):
+        cursor.close()
+
+
+def _invalidate(connection: Connection, error: Exception) -> None:
+    """Have SQLAlchemy find out that a connection is gone, so that it also gives up older ones in the pool."""
+    with suppress(DBAPIError):
+        connection.exec_driver_sql("SELECT 1")
+    if not connection.invalidated:
+        connection.invalidate(error)

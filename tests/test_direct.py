@@ -1,0 +1,283 @@
+"""Statements go to the driver itself where nobody listens, and nobody can tell but by the time it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from sa_checkpoint import SQLAlchemySaver
+from tests.backends import BACKENDS, Client, Database, on_backends, on_strategies, saver_on, with_sync_driver
+from tests.checkpoints import checkpoint_of, config_of
+from tests.hosts import sync_engine_of
+from tests.usage import use
+
+on_all = on_strategies("sqlite", "postgresql", "mysql")
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements on our tables that SQLAlchemy executes as text."""
+    found: list[str] = []
+    usual = Connection.exec_driver_sql
+
+    def exec_driver_sql(self: Connection, statement: str, *args: Any, **kwargs: Any) -> Any:
+        if "checkpoint" in statement:
+            found.append(statement)
+        return usual(self, statement, *args, **kwargs)
+
+    monkeypatch.setattr(Connection, "exec_driver_sql", exec_driver_sql)
+    return found
+
+
+def nothing(*_args: Any) -> None:
+    """A listener that only listens."""
+
+
+def listen_to_statements(engine: Engine) -> Any:
+    event.listen(engine, "before_cursor_execute", nothing)
+
+
+def listen_to_results(engine: Engine) -> Any:
+    event.listen(engine, "after_cursor_execute", nothing)
+
+
+def listen_to_transactions(engine: Engine) -> Any:
+    event.listen(engine, "rollback", nothing)
+
+
+def listen_to_the_driver(engine: Engine) -> Any:
+    event.listen(engine, "do_execute", nothing)
+
+
+def listen_to_errors(engine: Engine) -> Any:
+    event.listen(engine, "handle_error", nothing)
+
+
+def log(engine: Engine) -> Any:
+    engine.echo = True
+
+
+LISTENERS = (
+    listen_to_statements,
+    listen_to_results,
+    listen_to_transactions,
+    listen_to_the_driver,
+    listen_to_errors,
+    log,
+)
+
+
+async def short_calls(client: Client, thread: str) -> None:
+    saved = await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+    await client.put_writes(saved, [("a", 1), ("b", [2])], "task")
+    assert (await client.load(saved)).pending_writes == [("task", "a", 1), ("task", "b", [2])]
+    assert len(await client.list(config_of(thread), limit=1)) == 1
+
+
+@on_all
+async def test_without_listeners_short_calls_go_past_sqlalchemys_execution(
+    database: Database, thread: str, executed: list[str]
+) -> None:
+    async with database.engine() as engine:
+        await short_calls(Client(saver_on(engine), database.backend), thread)
+    assert executed == []
+
+
+@on_all
+@pytest.mark.parametrize("listen", LISTENERS)
+async def test_with_a_listener_or_a_log_they_do_not(
+    database: Database,
+    thread: str,
+    executed: list[str],
+    listen: Callable[[Engine], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("sqlalchemy"), "handlers", [logging.NullHandler()])
+    async with database.engine() as engine:
+        client = Client(saver_on(engine), database.backend)
+        await client.get_tuple(config_of(thread))
+        assert executed == []
+        listen(sync_engine_of(engine))
+        await short_calls(client, thread)
+    assert len(executed) >= 4
+
+
+@on_all
+async def test_a_listener_of_the_class_hears_of_engines_that_were_there_before(
+    database: Database, thread: str, executed: list[str]
+) -> None:
+    async with database.engine() as engine:
+        client = Client(saver_on(engine), database.backend)
+        await client.get_tuple(config_of(thread))
+        seen: list[str] = []
+
+        def collect(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            seen.append(statement)
+
+        event.listen(Engine, "before_cursor_execute", collect)
+        try:
+            await short_calls(client, thread)
+        finally:
+            event.remove(Engine, "before_cursor_execute", collect)
+            Engine._has_events = False  # for the tests that come after
+        assert len(seen) >= 4
+
+
+async def errors_of(database: Database, thread: str, *, listens: bool, **options: Any) -> list[DBAPIError]:
+    """What comes of a value that the database refuses: in a statement, and in a transaction of the caller's."""
+    found = []
+    async with database.engine(**options) as engine:
+        if listens:
+            event.listen(sync_engine_of(engine), "before_cursor_execute", nothing)
+        client = Client(saver_on(engine), database.backend)
+        for _ in range(2):
+            with pytest.raises(DBAPIError) as caught:
+                await client.put(config_of(f"{thread} refused"), checkpoint_of({"a": ["secret"]}), {}, {"a": "1"})
+            found.append(caught.value)
+        await use(client, f"{thread} {listens} {len(options)}")
+    return found
+
+
+@pytest.fixture
+def refusing(database: Database) -> Database:
+    """The database, with a trigger that refuses some threads."""
+    condition = "NEW.thread_id LIKE '%refused'"
+    trigger = {
+        "sqlite": f"WHEN {condition} BEGIN SELECT RAISE(ABORT, 'no such luck'); END",
+        "postgresql": f"FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION refuse()",
+        "mysql": f"FOR EACH ROW IF {condition} THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no such luck'; END IF",
+    }[database.backend.dialect]
+    engine = create_engine(with_sync_driver(database.url))
+    with engine.begin() as connection:
+        if database.backend.dialect == "postgresql":
+            body = "BEGIN RAISE 'no such luck'; END"
+            connection.execute(
+                text(f"CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$")
+            )
+        connection.execute(text("DROP TRIGGER IF EXISTS refuses" + _on(database)))
+        connection.execute(text(f"CREATE TRIGGER refuses BEFORE INSERT ON checkpoints {trigger}"))
+    engine.dispose()
+    return database
+
+
+def _on(database: Database) -> str:
+    return " ON checkpoints" if database.backend.dialect == "postgresql" else ""
+
+
+@on_all
+@pytest.mark.parametrize("options", [{}, {"hide_parameters": True}], ids=str)
+async def test_an_error_is_the_one_that_sqlalchemy_makes(
+    refusing: Database, thread: str, options: dict[str, Any]
+) -> None:
+    usual = await errors_of(refusing, thread, listens=True, **options)
+    direct = await errors_of(refusing, thread, listens=False, **options)
+    for one, other in zip(direct, usual, strict=True):
+        assert type(one) is type(other)
+        assert type(one.orig) is type(other.orig) and str(one.orig) == str(other.orig)
+        assert one.__cause__ is one.orig
+        assert one.statement == other.statement and "INSERT INTO checkpoints" in str(one.statement)
+        assert one.hide_parameters is other.hide_parameters is bool(options)
+        assert one.connection_invalidated is other.connection_invalidated is False
+        assert "no such luck" in str(one) and one.ismulti == other.ismulti
+        if options:
+            assert thread not in str(one)
+
+
+@on_strategies("postgresql", "mysql")
+@pytest.mark.filterwarnings("ignore:.*(unclosed|while still open):ResourceWarning")
+@pytest.mark.parametrize("listens", [True, False])
+async def test_all_connections_that_a_restart_has_cut_cost_one_call(
+    database: Database, thread: str, listens: bool
+) -> None:
+    """As with SQLAlchemy's own execution, which gives up the pool's older connections with the first."""
+    async with database.engine(pool_size=5) as engine:
+        if listens:
+            event.listen(sync_engine_of(engine), "before_cursor_execute", nothing)
+        client = Client(saver_on(engine), database.backend)
+        await open_connections(engine, 5)
+        cut_connections(database)
+        await asyncio.sleep(0.1)  # until an older asyncpg has heard of it
+        with pytest.raises(DBAPIError) as caught:
+            await client.get_tuple(config_of(thread))
+        assert caught.value.connection_invalidated
+        for _ in range(5):
+            await short_calls(client, thread)
+            await client.delete_thread(thread)
+    del caught
+    gc.collect()
+
+
+async def open_connections(engine: Engine | AsyncEngine, number: int) -> None:
+    if isinstance(engine, AsyncEngine):
+        connections = [await engine.connect() for _ in range(number)]
+        for connection in connections:
+            await connection.close()
+    else:
+        sync_connections = [engine.connect() for _ in range(number)]
+        for sync_connection in sync_connections:
+            sync_connection.close()
+
+
+def cut_connections(database: Database) -> None:
+    """What a restart of the server is for all connections to a database."""
+    engine = create_engine(with_sync_driver(database.url))
+    with engine.connect() as connection:
+        if database.backend.dialect == "postgresql":
+            connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid != pg_backend_pid()"
+                )
+            )
+        else:
+            rows = connection.execute(
+                text("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id != CONNECTION_ID()")
+            )
+            for (number,) in rows.all():
+                connection.execute(text(f"KILL CONNECTION {number}"))
+    engine.dispose()
+
+
+@on_backends(*(backend for backend in BACKENDS if backend.id == "asyncpg"))
+@pytest.mark.parametrize("listens", [True, False])
+async def test_a_migration_under_way_costs_one_call_at_most(database: Database, thread: str, listens: bool) -> None:
+    """A prepared statement whose columns have other types now is refused once."""
+    other = create_engine(with_sync_driver(database.url))
+    async with database.engine(pool_size=1, max_overflow=0) as engine:
+        if listens:
+            event.listen(sync_engine_of(engine), "before_cursor_execute", nothing)
+        client = Client(saver_on(engine), database.backend)
+        for _ in range(8):
+            await short_calls(client, thread)
+        for type_ in ("BIGINT", "INTEGER"):
+            with other.begin() as connection:
+                connection.execute(text(f"ALTER TABLE checkpoint_writes ALTER COLUMN idx TYPE {type_}"))
+            refused = 0
+            for _ in range(4):
+                try:
+                    await short_calls(client, thread)
+                except DBAPIError:
+                    refused += 1
+            assert refused <= 1
+    other.dispose()
+
+
+@on_backends(*(backend for backend in BACKENDS if not (backend.is_async or backend.is_portable)))
+def test_a_transaction_of_the_callers_that_has_failed_stays_so(database: Database, thread: str) -> None:
+    engine = create_engine(database.url)
+    with engine.connect() as connection:
+        connection.begin()
+        connection.invalidate()
+        with pytest.raises(PendingRollbackError):
+            SQLAlchemySaver(connection).get_tuple(config_of(thread))
+        connection.rollback()
+        assert SQLAlchemySaver(connection).get_tuple(config_of(thread)) is None
+    engine.dispose()
