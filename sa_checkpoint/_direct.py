@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from sqlalchemy import Connection, CursorResult, Dialect
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import await_only
 
 # Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
 # no statement that writes can have.
@@ -76,6 +77,8 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
     many = isinstance(parameters, list)
     cursor = None
     try:
+        if dialect.driver == "aiosqlite":
+            return _execute_in_thread(pooled.driver_connection, text, parameters, many=many)
         cursor = pooled.cursor()
         if many:
             dialect.do_executemany(cursor, text, parameters)
@@ -101,12 +104,26 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
             dialect=dialect,
             ismulti=many,
         ) from error
-    except Exception:
+    except Exception as error:
         _close(cursor)
+        if dialect.driver == "aiosqlite" and isinstance(error, ValueError):  # its thread has come to an end
+            return execute(connection, text, parameters, fetch=fetch, direct=False)
         raise
     except BaseException as error:
         connection.invalidate(error)  # interrupted in the middle
         raise
+    return rows
+
+
+def _execute_in_thread(driver: Any, text: str, parameters: Any, *, many: bool) -> Sequence[Any]:
+    """Execute a statement by aiosqlite with one call into its thread.
+
+    SQLAlchemy's cursor makes one for itself, the statement, the rows and the end, and each takes as long as SQLite.
+    """
+    if many:
+        await_only(driver.executemany(text, parameters))
+        return ()
+    rows: Sequence[Any] = await_only(driver.execute_fetchall(text, parameters))
     return rows
 
 

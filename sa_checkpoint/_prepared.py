@@ -43,6 +43,7 @@ class Prepared:
         return values if self.names is None else tuple([values[name] for name in self.names])
 
 
+_UNKNOWN: Any = object()
 # For as long as somebody has the engine, and the statement: those of a schema are dropped when many others are used.
 _PREPARED: WeakKeyDictionary[Dialect, WeakKeyDictionary[Executable, Prepared | None]] = WeakKeyDictionary()
 
@@ -59,9 +60,10 @@ def prepared_for(connection: Connection, call: Call) -> Prepared | None:
     statements = _PREPARED.get(dialect)
     if statements is None:
         statements = _PREPARED.setdefault(dialect, WeakKeyDictionary())
-    if call.statement not in statements:
-        statements[call.statement] = _prepare(dialect, call.statement)
-    return statements[call.statement]
+    prepared: Prepared | None = statements.get(call.statement, _UNKNOWN)
+    if prepared is _UNKNOWN:
+        prepared = statements[call.statement] = _prepare(dialect, call.statement)
+    return prepared
 
 
 def _prepare(dialect: Dialect, statement: Any) -> Prepared | None:

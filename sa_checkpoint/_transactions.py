@@ -27,6 +27,9 @@ _AUTOCOMMITTING = {
     "asyncpg": ("read_committed", "readonly"),
 }
 
+# Where a ROLLBACK of nothing costs as much as any: a round trip, or a call into aiosqlite's thread.
+_ROLLED_BACK_ANYWAY = frozenset((*MYSQL, "sqlite"))
+
 
 def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool | None) -> AbstractContextManager[Any]:
     """Make the statements in the block a transaction of ours, on a connection that was just checked out.
@@ -39,8 +42,8 @@ def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool 
     """
     if is_one and _may_autocommit(connection, autocommit):
         return _in_autocommit(connection)
-    if not writes and connection.dialect.name in MYSQL:
-        # SQLAlchemy rolls back when the connection is closed: once. After a COMMIT the pool would send a ROLLBACK, too.
+    if not writes and connection.dialect.name in _ROLLED_BACK_ANYWAY:
+        # SQLAlchemy rolls back when the connection is closed: once. After a COMMIT the pool would do so, too.
         return nullcontext(connection.get_transaction() or connection.begin())
     return _in_transaction(connection, writes=writes)
 
@@ -205,16 +208,16 @@ def is_in_transaction(connection: Connection) -> bool:
     A driver such as mysqlclient, which does not say, is taken to be in none.
     """
     driver = _driver_connection(connection)
+    if connection.dialect.driver in ("psycopg", "psycopg_async"):
+        return bool(driver.pgconn.transaction_status)  # libpq's PQTRANS_IDLE is 0
     if hasattr(driver, "in_transaction"):  # sqlite3, aiosqlite
         return bool(driver.in_transaction)
     if hasattr(driver, "is_in_transaction"):  # asyncpg
         return bool(driver.is_in_transaction())
     if hasattr(driver, "get_transaction_status"):  # asyncmy; psycopg2, whose TRANSACTION_STATUS_IDLE is 0
         return bool(driver.get_transaction_status())
-    if hasattr(driver, "server_status"):  # PyMySQL; 1 is MySQL's SERVER_STATUS_IN_TRANS
-        return bool(driver.server_status & 1)
-    # psycopg; libpq's PQTRANS_IDLE is 0
-    return bool(getattr(getattr(driver, "info", None), "transaction_status", 0))
+    # PyMySQL; 1 is MySQL's SERVER_STATUS_IN_TRANS
+    return bool(getattr(driver, "server_status", 0) & 1)
 
 
 def _begin(connection: Connection) -> str:

@@ -215,6 +215,25 @@ async def test_all_connections_that_a_restart_has_cut_cost_one_call(
     gc.collect()
 
 
+@on_backends(*(backend for backend in BACKENDS if backend.id == "aiosqlite"))
+@pytest.mark.parametrize("listens", [True, False])
+async def test_a_connection_of_aiosqlites_that_was_closed_costs_one_call(
+    database: Database, thread: str, listens: bool
+) -> None:
+    async with database.engine(pool_size=1) as engine:
+        assert isinstance(engine, AsyncEngine)
+        if listens:
+            event.listen(engine.sync_engine, "before_cursor_execute", nothing)
+        client = Client(saver_on(engine), database.backend)
+        async with engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.close()
+        with pytest.raises(DBAPIError, match=r"(?i)no active connection|connection closed") as caught:
+            await client.get_tuple(config_of(thread))
+        assert caught.value.connection_invalidated
+        await use(client, thread)
+
+
 async def open_connections(engine: Engine | AsyncEngine, number: int) -> None:
     if isinstance(engine, AsyncEngine):
         connections = [await engine.connect() for _ in range(number)]
