@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import Connection, CursorResult, Dialect
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
 # Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
@@ -142,7 +142,7 @@ def _close(cursor: Any) -> None:
 
 def _invalidate(connection: Connection, error: Exception) -> None:
     """Have SQLAlchemy find out that a connection is gone, so that it also gives up older ones in the pool."""
-    with suppress(DBAPIError):
+    with suppress(SQLAlchemyError):
         connection.exec_driver_sql("SELECT 1")
     if not connection.invalidated:
         connection.invalidate(error)
