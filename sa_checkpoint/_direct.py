@@ -12,9 +12,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-from weakref import WeakSet
 
-from sqlalchemy import Connection, CursorResult, Dialect
+from sqlalchemy import Connection, CursorResult
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
@@ -27,9 +26,7 @@ _DRIVERS = frozenset(
     ("psycopg", "psycopg_async", "psycopg2", "asyncpg", "pysqlite", "aiosqlite", "pymysql", "asyncmy", "aiomysql")
 )
 
-# Those of asyncpg engines whose prepared statements a migration has made useless. SQLAlchemy keeps the time of that for
-# each execution, so it executes from then on.
-_MIGRATED: WeakSet[Dialect] = WeakSet()
+_NOTICES = logging.getLogger("sqlalchemy.dialects.postgresql")
 
 
 def has_listeners(connection: Connection) -> bool:
@@ -45,14 +42,20 @@ def has_listeners(connection: Connection) -> bool:
 
 
 def is_unobserved(connection: Connection) -> bool:
-    """Whether nobody would notice: no listener, no echo, and the transaction, if there is one, is as it should be."""
+    """Whether nobody would notice: no listener, no log, no dialect of another's, and a transaction as it should be."""
     dialect = connection.dialect
-    if dialect.driver not in _DRIVERS or dialect in _MIGRATED or has_listeners(connection):
+    if dialect.driver not in _DRIVERS or has_listeners(connection):
+        return False
+    for class_ in (type(dialect), dialect.execution_ctx_cls):
+        if not class_.__module__.startswith("sqlalchemy."):
+            return False  # it may do something at each execution
+    if dialect.driver == "asyncpg" and not hasattr(dialect, "_invalidate_schema_cache_asof"):
         return False
     for transaction in (connection.get_transaction(), connection.get_nested_transaction()):
         if not (transaction is None or transaction.is_active):
             return False  # SQLAlchemy says why
-    return not connection.engine.logger.isEnabledFor(logging.INFO)
+    is_logged = connection.engine.logger.isEnabledFor(logging.INFO)
+    return not (is_logged or (dialect.driver == "psycopg2" and _NOTICES.isEnabledFor(logging.INFO)))
 
 
 def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, direct: bool) -> Sequence[Any]:
@@ -80,6 +83,8 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
         if dialect.driver == "aiosqlite":
             return _execute_in_thread(pooled.driver_connection, text, parameters, many=many)
         cursor = pooled.cursor()
+        if dialect.driver == "asyncpg":
+            _forget_old_schema(cursor, dialect)
         if many:
             dialect.do_executemany(cursor, text, parameters)
         else:
@@ -87,9 +92,8 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
         rows = cursor.fetchall() if fetch else ()
         cursor.close()
     except dialect.loaded_dbapi.Error as error:
-        if isinstance(error, getattr(dialect.loaded_dbapi, "InvalidCachedStatementError", ())):
-            _MIGRATED.add(dialect)
-            return execute(connection, text, parameters, fetch=fetch, direct=False)
+        if dialect.driver == "asyncpg":
+            _notice_new_schema(error, dialect)
         is_gone = dialect.is_disconnect(error, pooled, cursor)
         _close(cursor)
         if is_gone:
@@ -125,6 +129,18 @@ def _execute_in_thread(driver: Any, text: str, parameters: Any, *, many: bool) -
         return ()
     rows: Sequence[Any] = await_only(driver.execute_fetchall(text, parameters))
     return rows
+
+
+def _forget_old_schema(cursor: Any, dialect: Any) -> None:
+    """Have asyncpg prepare a statement again if it was prepared before tables were changed, as SQLAlchemy has it do."""
+    cursor._invalidate_schema_cache_asof = dialect._invalidate_schema_cache_asof
+
+
+def _notice_new_schema(error: Exception, dialect: Any) -> None:
+    """Have all statements prepared again after an error that comes of a change by another process."""
+    dbapi = dialect.loaded_dbapi
+    if isinstance(error, (dbapi.InvalidCachedStatementError, dbapi.InternalServerError)):
+        dialect._invalidate_schema_cache()
 
 
 def rows_of(result: CursorResult[Any], *, fetch: bool) -> Sequence[Any]:

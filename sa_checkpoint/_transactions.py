@@ -27,9 +27,6 @@ _AUTOCOMMITTING = {
     "asyncpg": ("read_committed", "readonly"),
 }
 
-# Where a ROLLBACK of nothing costs as much as any: a round trip, or a call into aiosqlite's thread.
-_ROLLED_BACK_ANYWAY = frozenset((*MYSQL, "sqlite"))
-
 
 def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool | None) -> AbstractContextManager[Any]:
     """Make the statements in the block a transaction of ours, on a connection that was just checked out.
@@ -42,10 +39,20 @@ def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool 
     """
     if is_one and _may_autocommit(connection, autocommit):
         return _in_autocommit(connection)
-    if not writes and connection.dialect.name in _ROLLED_BACK_ANYWAY:
-        # SQLAlchemy rolls back when the connection is closed: once. After a COMMIT the pool would do so, too.
+    if not writes and _may_roll_back(connection):
+        # SQLAlchemy does, when the connection is closed: once. After a COMMIT the pool would do so, too.
         return nullcontext(connection.get_transaction() or connection.begin())
     return _in_transaction(connection, writes=writes)
+
+
+def _may_roll_back(connection: Connection) -> bool:
+    """Whether a read may end with a ROLLBACK, where one comes after a COMMIT, too: a round trip, or a call of a thread.
+
+    Nobody else must have work in the transaction: a listener, or on SQLite whoever shares the pool's one connection.
+    """
+    name = connection.dialect.name
+    is_worth_it = name in MYSQL or (name == "sqlite" and not has_listeners(connection))
+    return is_worth_it and not is_in_transaction(connection)
 
 
 @contextmanager
@@ -193,7 +200,7 @@ def _is_autocommit(connection: Connection) -> bool:
     driver = _driver_connection(connection)
     if connection.dialect.name == "sqlite":
         # Without an isolation level Python's sqlite3 begins nothing.
-        return driver.isolation_level is None or getattr(driver, "autocommit", None) is True
+        return _of_sqlite(driver, "isolation_level") is None or _of_sqlite(driver, "autocommit") is True
     level = connection.get_execution_options().get("isolation_level")
     if level is not None:
         return bool(level == "AUTOCOMMIT")
@@ -210,14 +217,22 @@ def is_in_transaction(connection: Connection) -> bool:
     driver = _driver_connection(connection)
     if connection.dialect.driver in ("psycopg", "psycopg_async"):
         return bool(driver.pgconn.transaction_status)  # libpq's PQTRANS_IDLE is 0
-    if hasattr(driver, "in_transaction"):  # sqlite3, aiosqlite
-        return bool(driver.in_transaction)
+    if connection.dialect.name == "sqlite":
+        return bool(_of_sqlite(driver, "in_transaction"))
     if hasattr(driver, "is_in_transaction"):  # asyncpg
         return bool(driver.is_in_transaction())
     if hasattr(driver, "get_transaction_status"):  # asyncmy; psycopg2, whose TRANSACTION_STATUS_IDLE is 0
         return bool(driver.get_transaction_status())
     # PyMySQL; 1 is MySQL's SERVER_STATUS_IN_TRANS
     return bool(getattr(driver, "server_status", 0) & 1)
+
+
+def _of_sqlite(driver: Any, name: str) -> Any:
+    """An attribute of sqlite3's or aiosqlite's connection; None if that was closed, which the next statement says."""
+    try:
+        return getattr(driver, name, None)
+    except ValueError:
+        return None
 
 
 def _begin(connection: Connection) -> str:

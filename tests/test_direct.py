@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import DDL, Connection, Engine, StaticPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from sa_checkpoint import SQLAlchemySaver
-from tests.backends import BACKENDS, Client, Database, on_backends, on_strategies, saver_on, with_sync_driver
+from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
+from tests.backends import BACKENDS, Client, Database, done, on_backends, on_strategies, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
-from tests.hosts import sync_engine_of
+from tests.hosts import connection_on, sync_engine_of
 from tests.usage import use
 
 on_all = on_strategies("sqlite", "postgresql", "mysql")
@@ -65,6 +65,16 @@ def log(engine: Engine) -> Any:
     engine.echo = True
 
 
+def have_an_own_dialect(engine: Engine) -> Any:
+    usual = type(engine.dialect)
+    engine.dialect.__class__ = type("Own", (usual,), {"__module__": __name__})
+
+
+def have_an_own_context(engine: Engine) -> Any:
+    usual = engine.dialect.execution_ctx_cls
+    engine.dialect.execution_ctx_cls = type("Own", (usual,), {"__module__": __name__})
+
+
 LISTENERS = (
     listen_to_statements,
     listen_to_results,
@@ -72,6 +82,8 @@ LISTENERS = (
     listen_to_the_driver,
     listen_to_errors,
     log,
+    have_an_own_dialect,
+    have_an_own_context,
 )
 
 
@@ -216,9 +228,10 @@ async def test_all_connections_that_a_restart_has_cut_cost_one_call(
 
 
 @on_backends(*(backend for backend in BACKENDS if backend.id == "aiosqlite"))
+@pytest.mark.parametrize("call", ["get_tuple", "put"])
 @pytest.mark.parametrize("listens", [True, False])
 async def test_a_connection_of_aiosqlites_that_was_closed_costs_one_call(
-    database: Database, thread: str, listens: bool
+    database: Database, thread: str, listens: bool, call: str
 ) -> None:
     async with database.engine(pool_size=1) as engine:
         assert isinstance(engine, AsyncEngine)
@@ -229,6 +242,8 @@ async def test_a_connection_of_aiosqlites_that_was_closed_costs_one_call(
             driver: Any = (await connection.get_raw_connection()).driver_connection
         await driver.close()
         with pytest.raises(DBAPIError, match=r"(?i)no active connection|connection closed") as caught:
+            if call == "put":
+                await client.put(config_of(thread), checkpoint_of(), {}, {})
             await client.get_tuple(config_of(thread))
         assert caught.value.connection_invalidated
         await use(client, thread)
@@ -266,27 +281,114 @@ def cut_connections(database: Database) -> None:
 
 
 @on_backends(*(backend for backend in BACKENDS if backend.id == "asyncpg"))
-@pytest.mark.parametrize("listens", [True, False])
-async def test_a_migration_under_way_costs_one_call_at_most(database: Database, thread: str, listens: bool) -> None:
-    """A prepared statement whose columns have other types now is refused once."""
-    other = create_engine(with_sync_driver(database.url))
-    async with database.engine(pool_size=1, max_overflow=0) as engine:
-        if listens:
-            event.listen(sync_engine_of(engine), "before_cursor_execute", nothing)
+@pytest.mark.parametrize("bind", ["engine", "engine without autocommit", "connection"])
+@pytest.mark.parametrize("by_itself", [True, False])
+async def test_a_migration_under_way_is_met_as_by_sqlalchemy(
+    database: Database, thread: str, bind: str, by_itself: bool
+) -> None:
+    """asyncpg refuses a prepared statement whose columns have other types now; SQLAlchemy prepares it again."""
+    found = {}
+    for listens in (True, False):
+        async with database.engine(pool_size=2, max_overflow=0) as engine:
+            assert isinstance(engine, AsyncEngine)
+            if listens:
+                event.listen(engine.sync_engine, "before_cursor_execute", nothing)
+            async with engine.connect() as connection, engine.connect() as another:
+                await another.close()
+                savers = {
+                    "engine": AsyncSQLAlchemySaver(engine),
+                    "engine without autocommit": AsyncSQLAlchemySaver(engine, autocommit=False),
+                    "connection": AsyncSQLAlchemySaver(connection),
+                }
+                client = Client(savers[bind], database.backend)
+                outcomes: list[Any] = []
+                for number, type_ in enumerate((None, "BIGINT", "INTEGER")):
+                    if type_:
+                        await connection.commit()
+                        await alter(engine if by_itself else database, type_)
+                    for _ in range(7 if number == 0 else 3):
+                        try:
+                            await short_calls(client, thread)
+                        except DBAPIError as error:
+                            await connection.rollback()
+                            outcomes.append((number, type(error), type(error.orig), str(error.orig)))
+                        else:
+                            await connection.commit()
+                            await client.delete_thread(thread)
+                            await connection.commit()
+                found[listens] = outcomes
+    assert found[False] == found[True]
+    assert len(found[False]) == (0 if by_itself else 2)
+
+
+async def alter(target: AsyncEngine | Database, type_: str) -> None:
+    """Change a table, as a migration does: on the application's engine, or in another process."""
+    statement = text(f"ALTER TABLE checkpoint_writes ALTER COLUMN idx TYPE {type_}")
+    if isinstance(target, AsyncEngine):
+        async with target.begin() as connection:
+            await connection.execute(DDL(str(statement)))  # type: ignore[no-untyped-call]
+    else:
+        engine = create_engine(with_sync_driver(target.url))
+        with engine.begin() as sync_connection:
+            sync_connection.execute(statement)
+        engine.dispose()
+
+
+@on_backends(*(backend for backend in BACKENDS if backend.id in ("sqlite", "aiosqlite")))
+async def test_reading_keeps_what_others_do_on_the_one_connection_of_a_pool(database: Database, thread: str) -> None:
+    """As in memory, where a StaticPool hands the same connection to all."""
+    async with database.engine(poolclass=StaticPool, connect_args={"check_same_thread": False}) as engine:
+        async with connection_on(engine) as connection:
+            mine = Client(saver_on(connection), database.backend)
+            saved = await mine.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+            assert await Client(saver_on(engine), database.backend).get_tuple(config_of(f"{thread} other")) is None
+            await done(connection.commit())
+        assert await Client(saver_on(engine), database.backend).get_tuple(saved) is not None
+
+
+@on_all
+@pytest.mark.parametrize("name", ["engine_connect", "before_cursor_execute"])
+async def test_reading_keeps_what_a_listener_writes(database: Database, thread: str, name: str) -> None:
+    if database.backend.dialect == "mysql" and name == "before_cursor_execute":
+        return  # a COMMIT would be a round trip more for everybody whose statements are traced
+    table = f"audit_{thread}"
+    async with database.engine() as engine:
+        async with connection_on(engine) as connection:
+            await done(connection.execute(text(f"CREATE TABLE {table} (id INTEGER)")))
+            await done(connection.commit())
         client = Client(saver_on(engine), database.backend)
-        for _ in range(8):
-            await short_calls(client, thread)
-        for type_ in ("BIGINT", "INTEGER"):
-            with other.begin() as connection:
-                connection.execute(text(f"ALTER TABLE checkpoint_writes ALTER COLUMN idx TYPE {type_}"))
-            refused = 0
-            for _ in range(4):
-                try:
-                    await short_calls(client, thread)
-                except DBAPIError:
-                    refused += 1
-            assert refused <= 1
-    other.dispose()
+        await client.get_tuple(config_of(thread))
+
+        def audit(connection: Connection, *args: Any) -> None:
+            if not args or "audit" not in str(args[1]):
+                connection.exec_driver_sql(f"INSERT INTO {table} VALUES (1)")
+
+        event.listen(sync_engine_of(engine), name, audit)
+        await client.get_tuple(config_of(thread))
+        event.remove(sync_engine_of(engine), name, audit)
+        async with connection_on(engine) as connection:
+            rows = await done(connection.execute(text(f"SELECT count(*) FROM {table}")))
+            assert rows.scalar() == 1
+
+
+@on_backends(*(backend for backend in BACKENDS if backend.id == "psycopg2"))
+async def test_psycopg2s_notices_are_logged_by_sqlalchemy(
+    database: Database, thread: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sqlalchemy.dialects.postgresql")
+    async with database.engine() as engine:
+        sync_engine = sync_engine_of(engine)
+        with sync_engine.begin() as connection:
+            body = "BEGIN RAISE NOTICE 'hello'; RETURN NEW; END"
+            connection.execute(text(f"CREATE FUNCTION notify() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
+            connection.execute(
+                text(
+                    "CREATE TRIGGER notifies BEFORE INSERT ON checkpoints FOR EACH ROW "
+                    f"WHEN (NEW.thread_id = '{thread}') EXECUTE FUNCTION notify()"
+                )
+            )
+        await Client(saver_on(engine), database.backend).put(config_of(thread), checkpoint_of(), {}, {})
+    assert "hello" in caplog.text
 
 
 @on_backends(*(backend for backend in BACKENDS if not (backend.is_async or backend.is_portable)))
