@@ -1,6 +1,6 @@
 """A statement on the driver's own cursor, where nobody looks on.
 
-SQLAlchemy's context of an execution and its result, which notes each column, take up to a third of a short call. They
+SQLAlchemy's context of an execution and its result, which notes each column, take up to a quarter of a short call. They
 are there for listeners, the echo and types; a statement that is text already, whose rows are taken by position, on an
 engine without any of the former, needs neither. What is kept of SQLAlchemy is what the application relies on: its
 Connection and pool, and its errors.

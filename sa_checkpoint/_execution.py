@@ -70,13 +70,10 @@ class Transaction:
         if prepared is None:
             result = self.connection.execute(call.statement, call.parameters, execution_options=_direct.BUFFERED)
             return _direct.rows_of(result, fetch=fetch)
-        parameters: Any = call.parameters
-        if not isinstance(parameters, Mapping) and len(parameters) == 1:
-            (parameters,) = parameters
-        if isinstance(parameters, Mapping):
-            bound = prepared.bind(parameters)
-        else:
-            bound = [prepared.bind(row) for row in parameters]
+        rows = [call.parameters] if isinstance(call.parameters, Mapping) else call.parameters
+        bound: Any = [prepared.bind(row) for row in rows]
+        if len(bound) == 1:
+            (bound,) = bound
         return _direct.execute(self.connection, prepared.text, bound, fetch=fetch, direct=self._is_unobserved)
 
 

@@ -74,6 +74,8 @@ _DRIVERS = frozenset({"pymysql", "asyncmy"})
 
 _NAMESPACE = ("thread_id", "checkpoint_ns")
 
+_CHECKPOINT = ReadRow._fields.index("checkpoint")
+
 _ROWS = 16
 """How many rows a statement inserts at most: each number is a statement of its own to compile."""
 
@@ -259,8 +261,9 @@ class MySQLStrategy(Statements, PortableStrategy):
             # The server does not look into JSON that is nested so deeply.
             return PortableStrategy.read(self, executor, shape, parameters, filter)
         # Rows that have come here without this package do not have the list that the statement goes by.
-        checkpoints = (ReadRow(*row) for row in rows if row[0] == RowKind.CHECKPOINT)
-        foreign = [row for row in checkpoints if _codec.NAMED_BLOBS not in (row.checkpoint or "")]
+        foreign = [
+            ReadRow(*row) for row in rows if row[0] == RowKind.CHECKPOINT and _codec.NAMED_BLOBS not in row[_CHECKPOINT]
+        ]
         return [*rows, *(blob for found in by_namespace(foreign) for blob in self._blobs_of(executor, found))]
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:

@@ -173,16 +173,15 @@ def _switch_to_wal(cursor: Any) -> None:
     It has read the file before it asks for the lock, and SQLite does not wait between the two, which might be a
     deadlock. A transaction that asks first does wait. Of eight processes that open a new file, one or two need it.
     """
-    for _ in range(_WAL_ATTEMPTS):
+    for attempt in range(_WAL_ATTEMPTS + 1):
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
             return
         except Exception as error:  # the driver's own class, of whichever driver
-            if not is_locked(error):
+            if not is_locked(error) or attempt == _WAL_ATTEMPTS:
                 raise
         cursor.execute("BEGIN EXCLUSIVE")
         cursor.execute("COMMIT")
-    cursor.execute("PRAGMA journal_mode = WAL")
 
 
 def _create(make: Callable[..., Any], url: URL, options: dict[str, Any]) -> Any:
