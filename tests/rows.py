@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, select
+from sqlalchemy import Connection, create_engine, event, select, text
 
 from sa_checkpoint import models
 from tests.backends import Client, with_sync_driver
@@ -52,3 +52,21 @@ def statements_of(client: Client) -> Iterator[list[str]]:
         yield found
     finally:
         event.remove(client.sync_engine, "before_cursor_execute", collect)
+
+
+def cut_connections(client: Client) -> None:
+    """What a restart of the server is for all connections to the client's database."""
+    with connection_of(client) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid != pg_backend_pid()"
+                )
+            )
+        else:
+            others = text(
+                "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id != CONNECTION_ID()"
+            )
+            for number in connection.scalars(others).all():
+                connection.execute(text(f"KILL CONNECTION {number}"))

@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sa_checkpoint import migrations
+from tests import triggers
 from tests.backends import Client, Database, done, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import connection_on, maker_on, session_on, sync_engine_of
@@ -35,21 +36,10 @@ def collected() -> Iterator[None]:
 
 
 PAUSE_SECONDS = 0.4
-# A checkpoint of a thread with this name takes a while to be stored.
-_PAUSE = {
-    "sqlite": (
-        "CREATE TRIGGER pause BEFORE INSERT ON checkpoints WHEN NEW.thread_id LIKE 'slow%' BEGIN SELECT pause(); END",
-    ),
-    "postgresql": (
-        "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN PERFORM pg_sleep({PAUSE_SECONDS}); RETURN NEW; END $$",
-        "CREATE TRIGGER pause BEFORE INSERT ON checkpoints FOR EACH ROW WHEN (NEW.thread_id LIKE 'slow%') "
-        "EXECUTE FUNCTION pause()",
-    ),
-    "mysql": (
-        "CREATE TRIGGER pause BEFORE INSERT ON checkpoints FOR EACH ROW IF NEW.thread_id LIKE 'slow%' "
-        f"THEN DO SLEEP({PAUSE_SECONDS}); END IF",
-    ),
+_PAUSING = {
+    "sqlite": "SELECT pause()",
+    "postgresql": f"PERFORM pg_sleep({PAUSE_SECONDS})",
+    "mysql": f"DO SLEEP({PAUSE_SECONDS})",
 }
 
 
@@ -58,8 +48,8 @@ def database(database: Database) -> Database:
     engine = create_engine(with_sync_driver(database.url))
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE host (id VARCHAR(64) PRIMARY KEY)"))
-        for statement in _PAUSE[database.backend.dialect]:
-            connection.execute(text(statement))
+        # A checkpoint of a thread with this name takes a while to be stored.
+        triggers.before("INSERT", connection, "NEW.thread_id LIKE 'slow%'", _PAUSING)
     engine.dispose()
     return database
 

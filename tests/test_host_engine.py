@@ -50,7 +50,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sa_checkpoint.errors import ThreadExists
-from tests import tenants
+from tests import tenants, triggers
 from tests.backends import (
     BACKENDS,
     Backend,
@@ -93,40 +93,23 @@ UNSTORABLE, UNDELETABLE, DEADLY = "no insert", "no delete", "deadly"
 """What the name of a thread ends with whose checkpoints the database refuses to store or delete, or dies of."""
 
 
-_TRIGGER = {
-    "sqlite": "WHEN {condition} BEGIN SELECT RAISE(ABORT, 'refused'); END",
-    "postgresql": "FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION {name}()",
-    "mysql": "FOR EACH ROW IF {condition} THEN {action}; END IF",
+_DYING = {
+    "postgresql": "PERFORM pg_terminate_backend(pg_backend_pid())",
+    "mysql": "KILL CONNECTION_ID()",
 }
-_REFUSE = {"postgresql": "RAISE 'refused'", "mysql": "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'"}
-_DIE = {"postgresql": "PERFORM pg_terminate_backend(pg_backend_pid())", "mysql": "KILL CONNECTION_ID()"}
 
 
 def refuse_some_threads(database: Database) -> None:
     """Let every operation on these threads fail at its last table."""
     engine = create_engine(with_sync_driver(database.url))
-    dialect = database.backend.dialect
-    conditions = [
-        ("refuse", "INSERT", "checkpoints", f"NEW.thread_id LIKE '%{UNSTORABLE}'"),
-        ("refuse", "DELETE", "checkpoints", f"OLD.thread_id LIKE '%{UNDELETABLE}'"),
-        ("refuse", "INSERT", "checkpoint_writes", f"NEW.channel = '{UNSTORABLE}'"),
-    ]
-    actions = {}
-    if dialect != "sqlite":
-        conditions.append(("die", "INSERT", "checkpoints", f"NEW.thread_id LIKE '%{DEADLY}'"))
-        actions = {"refuse": _REFUSE[dialect], "die": _DIE[dialect]}
-    statements = ["CREATE TABLE host (id TEXT)"]
-    if dialect == "postgresql":
-        statements += [
-            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {action}; END $$"
-            for name, action in actions.items()
-        ]
-    for number, (name, change, table, condition) in enumerate(conditions):
-        body = _TRIGGER[dialect].format(condition=condition, name=name, action=actions.get(name))
-        statements.append(f"CREATE TRIGGER refuse_{number} BEFORE {change} ON {table} {body}")
+    refusing = triggers.refusing()
     with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
+        connection.execute(text("CREATE TABLE host (id TEXT)"))
+        triggers.before("INSERT", connection, f"NEW.thread_id LIKE '%{UNSTORABLE}'", refusing)
+        triggers.before("DELETE", connection, f"OLD.thread_id LIKE '%{UNDELETABLE}'", refusing)
+        triggers.before("INSERT", connection, f"NEW.channel = '{UNSTORABLE}'", refusing, table="checkpoint_writes")
+        if database.backend.dialect in _DYING:
+            triggers.before("INSERT", connection, f"NEW.thread_id LIKE '%{DEADLY}'", _DYING)
     engine.dispose()
 
 

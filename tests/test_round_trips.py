@@ -24,10 +24,11 @@ from sqlalchemy.pool import QueuePool
 
 from sa_checkpoint import migrations
 from sa_checkpoint.errors import SchemaOutOfDate
+from tests import triggers
 from tests.backends import BACKENDS, Backend, Client, Database, done, entered, on_backends, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import sync_engine_of
-from tests.rows import connection_of, keys_of, statements_of
+from tests.rows import connection_of, cut_connections, keys_of, statements_of
 from tests.tenants import guarded
 from tests.usage import put_chain, use, use_graphs
 from tests.wire import Tap, TappedDatabase, tap_on
@@ -54,19 +55,11 @@ def new_database(url: URL) -> None:
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE host (id VARCHAR(99) PRIMARY KEY)"))
         if engine.dialect.name == "postgresql":
-            for name, action in ((REFUSED, "RAISE 'refused'"), (SLOW, "PERFORM pg_sleep(0.5)")):
-                connection.execute(
-                    text(
-                        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS "
-                        f"$$ BEGIN {action}; RETURN NEW; END $$"
-                    )
-                )
-                connection.execute(
-                    text(
-                        f"CREATE TRIGGER {name} BEFORE INSERT ON checkpoints FOR EACH ROW "
-                        f"WHEN (NEW.thread_id LIKE '{name}%') EXECUTE FUNCTION {name}()"
-                    )
-                )
+            for name, action in (
+                (REFUSED, triggers.refusing()),
+                (SLOW, {"postgresql": "PERFORM pg_sleep(0.5)"}),
+            ):
+                triggers.before("INSERT", connection, f"NEW.thread_id LIKE '{name}%'", action)
     engine.dispose()
 
 
@@ -433,22 +426,11 @@ async def test_the_applications_next_transaction_is_a_real_one_after_an_error(
         for number in range(3):
             with pytest.raises(error):
                 if fails == "without a connection":
-                    kill_all(client)
+                    cut_connections(client)
                     await asyncio.sleep(0.1)  # an older asyncpg fails in a way of its own until it has heard of it
                 await client.put(config_of(f"{REFUSED} {thread}"), checkpoint_of({"a": [1]}), {}, {"a": "1"})
             await assert_as_before(client, f"{thread} {number}")
         assert not any(keys_of(client, f"{REFUSED} {thread}").values())
-
-
-def kill_all(client: Client) -> None:
-    """What a restart of the server is for a pooled connection."""
-    with connection_of(client) as connection:
-        connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid != pg_backend_pid()"
-            )
-        )
 
 
 @on_async_postgresql

@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
 from sa_checkpoint._turns import turn
 from sa_checkpoint.errors import ThreadExists
+from tests import triggers
 from tests.backends import Client, Database, done, entered, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import connection_on, engine_on, session_on
@@ -32,32 +33,14 @@ class Conversation(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
-# A database error for a thread with this name, after the operation's first statement where it has several.
-_REFUSAL = {
-    "sqlite": (
-        "CREATE TRIGGER refusal BEFORE INSERT ON checkpoints WHEN NEW.thread_id LIKE 'refused%' "
-        "BEGIN SELECT RAISE(ABORT, 'refused'); END",
-    ),
-    "postgresql": (
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$",
-        "CREATE TRIGGER refusal BEFORE INSERT ON checkpoints FOR EACH ROW WHEN (NEW.thread_id LIKE 'refused%') "
-        "EXECUTE FUNCTION refuse()",
-    ),
-    "mysql": (
-        "CREATE TRIGGER refusal BEFORE INSERT ON checkpoints FOR EACH ROW IF NEW.thread_id LIKE 'refused%' "
-        "THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'; END IF",
-    ),
-}
-
-
 @pytest.fixture(scope="module")
 def database(database: Database) -> Database:
     """A database with the application's table beside ours, that refuses checkpoints of some threads."""
     engine = create_engine(with_sync_driver(database.url))
     Base.metadata.create_all(engine)
     with engine.begin() as connection:
-        for statement in _REFUSAL[database.backend.dialect]:
-            connection.execute(text(statement))
+        # An error after the operation's first statement, where it has several.
+        triggers.before("INSERT", connection, "NEW.thread_id LIKE 'refused%'", triggers.refusing())
     engine.dispose()
     return database
 
