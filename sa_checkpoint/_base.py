@@ -174,8 +174,9 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
     def _pages(self, listing: Listing | None) -> Iterator[CheckpointTuple]:
         while listing is not None:
             page = self._run(listing.page())
+            serde = page.serde(self.serde)
             for record in page.records:
-                yield record.load(self.serde)
+                yield record.load(serde)
             listing = page.rest
 
     def alist(
@@ -192,8 +193,9 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
     async def _apages(self, listing: Listing | None) -> AsyncIterator[CheckpointTuple]:
         while listing is not None:
             page = await self._arun(listing.page())
+            serde = page.serde(self.serde)
             for record in page.records:
-                yield await unblocked(partial(record.load, self.serde), is_slow=record.weight > SLOW_BYTES)
+                yield await unblocked(partial(record.load, serde), is_slow=record.weight > SLOW_BYTES)
             listing = page.rest
 
     def put(

@@ -27,6 +27,7 @@ from sa_checkpoint import _codec, _filters
 from sa_checkpoint._execution import Operation, Transaction, writing
 from sa_checkpoint._json import dump_json, load_json
 from sa_checkpoint._records import Record, config_of, records_of, weight_of
+from sa_checkpoint._repeats import remembering
 from sa_checkpoint._strategy import ReadShape, Rows
 from sa_checkpoint._text import identifier
 from sa_checkpoint.errors import InvalidConfig, InvalidValue
@@ -168,6 +169,10 @@ class Page:
 
     records: Sequence[Record]
     rest: Listing | None
+
+    def serde(self, serde: SerializerProtocol) -> SerializerProtocol:
+        """What deserialises them, of the saver's serde."""
+        return remembering(serde) if len(self.records) > 1 else serde
 
 
 @dataclass(frozen=True)
