@@ -88,11 +88,19 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
         def is_one(dialect: Dialect) -> bool:
             return operation.is_one_statement(dialect, self._schema)
 
+        connection: Connection | None = None
+
+        def work(given: Connection) -> Any:
+            nonlocal connection
+            connection = given
+            return operation.execute(connection, self._schema)
+
         for attempt in range(_ATTEMPTS):
-            connection: Connection | None = None
+            connection = None
             try:
-                with self._bind.connect(cancellation, writes=operation.writes, is_one=is_one) as connection:
-                    return operation.execute(connection, self._schema)
+                return self._bind.run(
+                    work, cancellation, writes=operation.writes, is_one=is_one, is_short=not operation.is_several
+                )
             except DBAPIError as error:
                 if is_schema_error(error):
                     raise self._out_of_date(error, cancellation) from error

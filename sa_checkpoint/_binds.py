@@ -13,7 +13,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, SingletonThreadPool, StaticPool, delete
 from sqlalchemy.exc import UnboundExecutionError
@@ -21,9 +21,13 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sa_checkpoint import _transactions, _turns
 from sa_checkpoint._cancellation import Cancellation
+from sa_checkpoint._direct import has_listeners
+from sa_checkpoint._groups import Groups
 from sa_checkpoint._urls import is_memory
 from sa_checkpoint.errors import InvalidBind
 from sa_checkpoint.models import Checkpoint
+
+T = TypeVar("T")
 
 _A_WRITE = delete(Checkpoint)
 
@@ -64,6 +68,30 @@ class Bind(ABC):
                 without a BEGIN.
         """
 
+    def run(
+        self,
+        work: Callable[[Connection], T],
+        cancellation: Cancellation,
+        *,
+        writes: bool = True,
+        is_one: IsOne = _unknown,
+        is_short: bool = False,
+    ) -> T | None:
+        """Do an operation's work on a Connection, as `connect` has it.
+
+        Args:
+            work: Executes statements.
+            cancellation: As for `connect`.
+            writes: As for `connect`.
+            is_one: As for `connect`.
+            is_short: Whether it takes a moment, and returns nothing if it writes: others may be committed with it.
+
+        Returns:
+            What the work returned.
+        """
+        with self.connect(cancellation, writes=writes, is_one=is_one) as connection:
+            return work(connection)
+
     @abstractmethod
     def migrating(self, cancellation: Cancellation) -> AbstractContextManager[Engine | Connection]:
         """What Alembic works on: an Engine, or a Connection in the caller's transaction."""
@@ -91,12 +119,25 @@ class EngineBind(Bind):
         super().__init__(is_async=is_async)
         self.source = engine
         self._autocommit = autocommit
+        self._groups = Groups(lambda: self.turn(engine.pool), self._checked_out, is_async=is_async)
 
-    @contextmanager
     def connect(
         self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+    ) -> AbstractContextManager[Connection]:
+        key = _shared(self.source, writes=writes)
+        transaction = self._checked_out(cancellation, writes=writes, is_one=is_one)
+        return transaction if key is None else self._in_turn(key, transaction)
+
+    @contextmanager
+    def _in_turn(self, key: Any, transaction: AbstractContextManager[Connection]) -> Iterator[Connection]:
+        with self.turn(key), transaction as connection:
+            yield connection
+
+    @contextmanager
+    def _checked_out(
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
     ) -> Iterator[Connection]:
-        with self.turn(_shared(self.source, writes=writes)), self.source.connect() as connection:
+        with self.source.connect() as connection:
             self.protect(self.source.dialect, cancellation)
             single = is_one(connection.dialect)
             with _transactions.own(connection, writes=writes, is_one=single, autocommit=self._autocommit):
@@ -104,6 +145,29 @@ class EngineBind(Bind):
                 cancellation.check()
             # What is left is the pool's ROLLBACK. SQLAlchemy 2.0 loses a connection that is cancelled in that.
             cancellation.protect()
+
+    def run(
+        self,
+        work: Callable[[Connection], T],
+        cancellation: Cancellation,
+        *,
+        writes: bool = True,
+        is_one: IsOne = _unknown,
+        is_short: bool = False,
+    ) -> T | None:
+        if not (is_short and writes and self._commits_together()):
+            return super().run(work, cancellation, writes=writes, is_one=is_one)
+        self._groups.run(work, cancellation)
+        return None
+
+    def _commits_together(self) -> bool:
+        """Whether writers wait for each other, and nobody expects a transaction, or a connection, for each of them."""
+        pool = self.source.pool
+        if self.source.dialect.name != "sqlite" or isinstance(pool, StaticPool):
+            return False
+        return not (
+            has_listeners(self.source) or pool.dispatch.checkout or pool.dispatch.checkin or pool.dispatch.reset
+        )
 
     @contextmanager
     def migrating(self, cancellation: Cancellation) -> Iterator[Engine]:

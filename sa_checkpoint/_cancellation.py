@@ -32,6 +32,11 @@ class Cancellation:
             self._is_requested = True
             return self._is_protected
 
+    @property
+    def is_requested(self) -> bool:
+        """Whether the call has been given up."""
+        return self._is_requested
+
     def check(self) -> None:
         """Stop here if that has been asked for."""
         if self._is_requested:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult
+from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
@@ -29,8 +29,8 @@ _DRIVERS = frozenset(
 _NOTICES = logging.getLogger("sqlalchemy.dialects.postgresql")
 
 
-def has_listeners(connection: Connection) -> bool:
-    """Whether the application listens to anything on a connection, its engine or dialect.
+def has_listeners(connection: Connection | Engine) -> bool:
+    """Whether the application listens to anything on a connection, its engine or dialect; or on those of an engine.
 
     By the flags that SQLAlchemy itself goes by before it looks for listeners. Without them there may be some.
     """

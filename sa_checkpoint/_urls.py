@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Engine, StaticPool, create_engine, event, make_url
+from sqlalchemy import URL, Engine, QueuePool, StaticPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from sa_checkpoint.errors import InvalidBind, InvalidConfig, MissingDriver, is_locked
@@ -147,11 +147,17 @@ def is_memory(url: URL) -> bool:
 
 
 def _options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
-    """The engine options, with one connection for all threads where every connection is a database of its own."""
-    if not is_memory(url):
-        return options
-    connect_args = {"check_same_thread": False} | options.get("connect_args", {})
-    return {"poolclass": StaticPool} | options | {"connect_args": connect_args}
+    """The engine options, with what is better for SQLite unless it is given."""
+    if is_memory(url):
+        # One connection for all threads, since every connection is a database of its own.
+        connect_args = {"check_same_thread": False} | options.get("connect_args", {})
+        return {"poolclass": StaticPool} | options | {"connect_args": connect_args}
+    if url.get_backend_name() == "sqlite" and "pool" not in options:
+        dialect: Any = url.get_dialect()
+        if issubclass(options.get("poolclass") or dialect.get_pool_class(url), QueuePool):
+            # Connections stay open: to open one, with its PRAGMAs and perhaps a thread, takes longer than to wait.
+            return {"max_overflow": 0} | options
+    return options
 
 
 def _tune_sqlite(engine: Engine) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from sqlalchemy import AsyncAdaptedQueuePool, StaticPool, create_engine, event
+from sqlalchemy import AsyncAdaptedQueuePool, NullPool, QueuePool, StaticPool, create_engine, event
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
@@ -164,6 +166,25 @@ def test_our_own_sqlite_engine_uses_wal_and_waits_for_locks(tmp_path: Path) -> N
             for name in ("journal_mode", "busy_timeout", "foreign_keys")
         }
     assert pragmas == {"journal_mode": "wal", "busy_timeout": 30_000, "foreign_keys": 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"max_overflow": 2}, {"pool_size": 7}, {"poolclass": QueuePool}])
+def test_our_own_sqlite_engine_opens_no_connection_for_a_moment_only(tmp_path: Path, options: dict[str, Any]) -> None:
+    url, most = f"sqlite:///{tmp_path}/a.db", 7 if "pool_size" in options or "max_overflow" in options else 5
+    with SQLAlchemySaver.from_conn_string(url, pool_timeout=0.1, **options) as saver, ExitStack() as stack:
+        for _ in range(most):
+            stack.enter_context(saver._bind.source.connect())
+        with pytest.raises(PoolTimeout):
+            saver._bind.source.connect()
+
+
+OWN_POOL = QueuePool(lambda: cast(Any, sqlite3.connect(":memory:")))
+
+
+@pytest.mark.parametrize("options", [{"poolclass": NullPool}, {"pool": OWN_POOL}])
+def test_our_own_sqlite_engine_has_the_pool_that_it_is_given(tmp_path: Path, options: dict[str, Any]) -> None:
+    with SQLAlchemySaver.from_conn_string(f"sqlite:///{tmp_path}/a.db", **options) as saver:
+        assert isinstance(saver._bind.source.pool, options.get("poolclass", QueuePool))
 
 
 @pytest.mark.parametrize("saver_type", [SQLAlchemySaver, AsyncSQLAlchemySaver])
