@@ -84,7 +84,8 @@ class Bind(ABC):
             cancellation: As for `connect`.
             writes: As for `connect`.
             is_one: As for `connect`.
-            is_short: Whether it takes a moment, and returns nothing if it writes: others may be committed with it.
+            is_short: Whether it takes a moment, and comes to nothing but rows that are written, if it writes: it may be
+                committed together with others, or by its last statement.
 
         Returns:
             What the work returned.
@@ -122,10 +123,10 @@ class EngineBind(Bind):
         self._groups = Groups(lambda: self.turn(engine.pool), self._checked_out, is_async=is_async)
 
     def connect(
-        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown, is_short: bool = False
     ) -> AbstractContextManager[Connection]:
         key = _shared(self.source, writes=writes)
-        transaction = self._checked_out(cancellation, writes=writes, is_one=is_one)
+        transaction = self._checked_out(cancellation, writes=writes, is_one=is_one, is_short=is_short)
         return transaction if key is None else self._in_turn(key, transaction)
 
     @contextmanager
@@ -135,12 +136,14 @@ class EngineBind(Bind):
 
     @contextmanager
     def _checked_out(
-        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown, is_short: bool = False
     ) -> Iterator[Connection]:
         with self.source.connect() as connection:
             self.protect(self.source.dialect, cancellation)
             single = is_one(connection.dialect)
-            with _transactions.own(connection, writes=writes, is_one=single, autocommit=self._autocommit):
+            with _transactions.own(
+                connection, writes=writes, is_one=single, is_short=is_short, autocommit=self._autocommit
+            ):
                 yield connection
                 cancellation.check()
             # What is left is the pool's ROLLBACK. SQLAlchemy 2.0 loses a connection that is cancelled in that.
@@ -156,7 +159,8 @@ class EngineBind(Bind):
         is_short: bool = False,
     ) -> T | None:
         if not (is_short and writes and self._commits_together()):
-            return super().run(work, cancellation, writes=writes, is_one=is_one)
+            with self.connect(cancellation, writes=writes, is_one=is_one, is_short=is_short) as connection:
+                return work(connection)
         self._groups.run(work, cancellation)
         return None
 

@@ -11,10 +11,10 @@ with backslashes even where the server does not read them so.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
@@ -63,6 +63,7 @@ from sa_checkpoint._strategy import (
     text_parameter,
 )
 from sa_checkpoint._tables import Tables
+from sa_checkpoint._transactions import LAST_COMMITS
 from sa_checkpoint._types import BytewiseText, json_to_text
 from sa_checkpoint.errors import UnsupportedDatabase, is_too_deep
 
@@ -105,26 +106,25 @@ def _rows(document: ColumnElement[Any], path: str, columns: Sequence[str]) -> Fr
     return table.table_valued(*columns, joins_implicitly=True)
 
 
-def _takes_blocks(connection: Connection) -> bool:
-    return _CHECKED[connection.connection.driver_connection]
-
-
 class _Block(Executable, ClauseElement):
-    """Statements in one round trip: MariaDB's `BEGIN NOT ATOMIC`, which begins no transaction, and commits none.
+    """Statements in one round trip: MariaDB's `BEGIN NOT ATOMIC`, which begins no transaction.
 
-    After a statement that fails, it runs no other one.
+    After a statement that fails, it runs no other one, and does not commit.
     """
 
     inherit_cache = False
 
-    def __init__(self, *statements: ClauseElement) -> None:
+    def __init__(self, *statements: ClauseElement, commits: bool) -> None:
         self.statements = statements
+        self.commits = commits
 
 
 @compiles(_Block)
 def _compile_block(block: _Block, compiler: SQLCompiler, **kw: Any) -> str:
     texts = [compiler.process(statement, **kw) for statement in block.statements]
     compiler.isinsert = compiler.isdelete = False  # SQLAlchemy asks of those what a block does not have
+    if block.commits:
+        texts.append("COMMIT")
     return f"BEGIN NOT ATOMIC {'; '.join(texts)}; END"
 
 
@@ -156,7 +156,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         self._cached_read_filtered = cache(self._build_read_filtered)
         self._upsert_checkpoint = self._build_put_checkpoint()
         self._insert = cache(self._build_insert)
-        self._put_together = cache(self._build_put_together)
+        self._block = cache(_Block)
 
     def check(self, connection: Connection) -> None:
         # Once for each connection of the pool, past SQLAlchemy: it is no statement of an operation's.
@@ -183,13 +183,27 @@ class MySQLStrategy(Statements, PortableStrategy):
 
     # ------------------------------------------------------------------------------------------------------- writing
 
-    def _insert_rows(
-        self, executor: Executor, table: Table, shared: Parameters, rows: Sequence[Parameters], *, replace: bool = False
-    ) -> None:
-        """Insert rows that have some columns in common, or keep or replace those that are there."""
+    def _insertions(
+        self, table: Table, shared: Parameters, rows: Sequence[Parameters], *, replace: bool = False
+    ) -> Iterator[Call]:
+        """What inserts rows that have some columns in common, or keeps or replaces those that are there."""
         for some in batches(rows, _ROWS):
             statement = self._insert(table, tuple(shared), tuple(some[0]), len(some), replace)
-            executor.run(Call(statement, {**shared, **_values(some)}, is_constant=True))
+            yield Call(statement, {**shared, **_values(some)}, is_constant=True)
+
+    def _finish(self, executor: Executor, statements: Sequence[Executable], parameters: Parameters) -> None:
+        """Execute the last statements of an operation: as one where there are blocks, and with the COMMIT if it may."""
+        if self._takes_blocks(executor):
+            commits = self._commits(executor)
+            if commits or len(statements) > 1:
+                statements = [self._block(*statements, commits=commits)]
+        executor.run(*(Call(statement, parameters, is_constant=True) for statement in statements))
+
+    def _takes_blocks(self, executor: Executor) -> bool:
+        return _CHECKED[executor.connection.connection.driver_connection]
+
+    def _commits(self, executor: Executor) -> bool:
+        return bool(executor.connection.get_execution_options().get(LAST_COMMITS))
 
     def _build_insert(
         self, table: Table, shared: Sequence[str], columns: Sequence[str], rows: int, replace: bool
@@ -215,36 +229,28 @@ class MySQLStrategy(Statements, PortableStrategy):
         return {**super()._members(checkpoint_ns, named), _codec.NAMED_BLOBS: named}
 
     def _put_rows(self, executor: Executor, row: Parameters, blobs: Sequence[Parameters]) -> None:
-        size = sum(len(blob["blob"]) for blob in blobs) + len(row["checkpoint"]) + len(row["metadata"])
-        if 0 < len(blobs) <= _ROWS and size <= LARGE_BYTES and _takes_blocks(executor.connection):
-            statement = self._put_together(tuple(blobs[0]), len(blobs))
-            executor.run(Call(statement, {**row, **_values(blobs)}, is_constant=True))
-        else:
-            super()._put_rows(executor, row, blobs)
-
-    def _build_put_together(self, columns: Sequence[str], rows: int) -> Executable:
-        insert_blobs = self._build_insert(self.tables.blobs, _NAMESPACE, columns, rows, replace=False)
-        return _Block(insert_blobs, self._upsert_checkpoint)
-
-    def _put_blobs(self, executor: Executor, row: Parameters, blobs: Sequence[Parameters]) -> None:
         namespace = {name: row[name] for name in _NAMESPACE}
-        self._insert_rows(executor, self.tables.blobs, namespace, blobs)
-
-    def _put_checkpoint(self, executor: Executor, row: Parameters) -> None:
-        executor.run(Call(self._upsert_checkpoint, row, is_constant=True))
+        insertions = self._insertions(self.tables.blobs, namespace, blobs) if blobs else iter(())
+        size = sum(len(blob["blob"]) for blob in blobs) + len(row["checkpoint"]) + len(row["metadata"])
+        if 0 < len(blobs) <= _ROWS and size <= LARGE_BYTES:
+            (insert_blobs,) = insertions
+            parameters = {**row, **cast(Parameters, insert_blobs.parameters)}
+            self._finish(executor, [insert_blobs.statement, self._upsert_checkpoint], parameters)
+            return
+        for call in insertions:
+            executor.run(call)
+        self._finish(executor, [self._upsert_checkpoint], row)
 
     def put_writes(self, executor: Executor, task: Parameters, writes: Sequence[Parameters], *, replace: bool) -> None:
-        self._insert_rows(executor, self.tables.writes, stored_keys(task), writes, replace=replace)
+        insertions = self._insertions(self.tables.writes, stored_keys(task), writes, replace=replace)
+        last = next(insertions)
+        for call in insertions:
+            executor.run(last)
+            last = call
+        self._finish(executor, [last.statement], cast(Parameters, last.parameters))
 
     def delete_thread(self, executor: Executor, thread_id: str) -> None:
-        if _takes_blocks(executor.connection):
-            executor.run(Call(self._delete_together, stored_keys({"thread_id": thread_id}), is_constant=True))
-        else:
-            super().delete_thread(executor, thread_id)
-
-    @cached_property
-    def _delete_together(self) -> Executable:
-        return _Block(*self._delete_thread)
+        self._finish(executor, self._delete_thread, stored_keys({"thread_id": thread_id}))
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -265,6 +271,12 @@ class MySQLStrategy(Statements, PortableStrategy):
             ReadRow(*row) for row in rows if row[0] == RowKind.CHECKPOINT and _codec.NAMED_BLOBS not in row[_CHECKPOINT]
         ]
         return [*rows, *(blob for found in by_namespace(foreign) for blob in self._blobs_of(executor, found))]
+
+    def _reading(self, executor: Executor, shape: ReadShape) -> Executable:
+        statement = super()._reading(executor, shape)
+        if self._takes_blocks(executor) and self._commits(executor):
+            return cast(Executable, self._block(statement, commits=True))
+        return statement
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._cached_read_filtered(shape), {"filter": dump_json("filter", filter)}

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from sa_checkpoint._direct import BUFFERED, has_listeners
+from sa_checkpoint._direct import BUFFERED, has_listeners, is_unobserved
 from sa_checkpoint._types import MYSQL
 from sa_checkpoint.errors import is_transient
 
@@ -28,17 +28,26 @@ _AUTOCOMMITTING = {
 }
 
 
-def own(connection: Connection, *, writes: bool, is_one: bool, autocommit: bool | None) -> AbstractContextManager[Any]:
+# The execution option of a connection on which the last statement of the operation shall commit, if it can.
+LAST_COMMITS = "sa_checkpoint_last_commits"
+
+
+def own(
+    connection: Connection, *, writes: bool, is_one: bool, is_short: bool, autocommit: bool | None
+) -> AbstractContextManager[Any]:
     """Make the statements in the block a transaction of ours, on a connection that was just checked out.
 
     Args:
         connection: The connection. A listener of the application's may have begun.
         writes: Whether anything is changed.
         is_one: Whether there is one statement only, which is atomic by itself.
+        is_short: Whether nothing comes after the last statement that depends on it.
         autocommit: Whether that may be committed by itself: if None, unless `_needs_begin`.
     """
     if is_one and _may_autocommit(connection, autocommit):
         return _in_autocommit(connection)
+    if is_short and autocommit is not False and _may_end_with_last(connection):
+        return _ended_with_last(connection, writes=writes)
     if not writes and _may_roll_back(connection):
         # SQLAlchemy does, when the connection is closed: once. After a COMMIT the pool would do so, too.
         return nullcontext(connection.get_transaction() or connection.begin())
@@ -59,6 +68,28 @@ def _may_roll_back(connection: Connection) -> bool:
 def _in_transaction(connection: Connection, *, writes: bool) -> Iterator[None]:
     with connection.get_transaction() or connection.begin(), whole(connection, writes=writes):
         yield
+
+
+def _may_end_with_last(connection: Connection) -> bool:
+    """Whether a COMMIT may be in a statement, where it is a round trip: nobody listens for it, and nobody has begun.
+
+    Not with asyncmy, where a call that is given up is interrupted, and then nothing of it shall be stored.
+    """
+    if connection.dialect.driver != "pymysql" or not is_unobserved(connection):
+        return False
+    return not (connection.in_transaction() or is_in_transaction(connection) or _is_autocommit(connection))
+
+
+@contextmanager
+def _ended_with_last(connection: Connection, *, writes: bool) -> Iterator[None]:
+    connection.execution_options(**{LAST_COMMITS: True})
+    transaction = connection.begin()
+    yield
+    if not is_in_transaction(connection):
+        # Else SQLAlchemy closes the connection with a ROLLBACK, as it does after an error.
+        transaction.is_active = False
+    elif writes:
+        transaction.commit()
 
 
 @contextmanager
