@@ -18,6 +18,7 @@ from sa_checkpoint._prepared import prepared_for
 from sa_checkpoint._sqlite import SQLiteStrategy
 from sa_checkpoint._strategy import Call, Parameters, Rows, Strategy, is_large
 from sa_checkpoint._tables import tables_in
+from sa_checkpoint._transactions import Ending
 from sa_checkpoint._types import MYSQL
 
 T = TypeVar("T")
@@ -54,6 +55,12 @@ class Transaction:
         self.connection = connection
         self.strategy = strategy
         self._is_unobserved = _direct.is_unobserved(connection)
+        self._ending: Ending | None = connection.get_execution_options().get(Ending.OPTION)
+
+    @property
+    def may_commit(self) -> bool:
+        """Whether a call that commits may come last."""
+        return self._ending is not None
 
     def run(self, *calls: Call) -> None:
         """Execute calls in order."""
@@ -66,6 +73,14 @@ class Transaction:
             return self._execute(call, fetch=True)
 
     def _execute(self, call: Call, *, fetch: bool) -> Rows:
+        if self._ending is None:
+            return self._sent(call, fetch=fetch)
+        self._ending.is_committed = False
+        rows = self._sent(call, fetch=fetch)
+        self._ending.is_committed = call.commits
+        return rows
+
+    def _sent(self, call: Call, *, fetch: bool) -> Rows:
         prepared = prepared_for(self.connection, call)
         if prepared is None:
             result = self.connection.execute(call.statement, call.parameters, execution_options=_direct.BUFFERED)

@@ -63,7 +63,6 @@ from sa_checkpoint._strategy import (
     text_parameter,
 )
 from sa_checkpoint._tables import Tables
-from sa_checkpoint._transactions import LAST_COMMITS
 from sa_checkpoint._types import BytewiseText, json_to_text
 from sa_checkpoint.errors import UnsupportedDatabase, is_too_deep
 
@@ -193,17 +192,16 @@ class MySQLStrategy(Statements, PortableStrategy):
 
     def _finish(self, executor: Executor, statements: Sequence[Executable], parameters: Parameters) -> None:
         """Execute the last statements of an operation: as one where there are blocks, and with the COMMIT if it may."""
-        if self._takes_blocks(executor):
-            commits = self._commits(executor)
-            if commits or len(statements) > 1:
-                statements = [self._block(*statements, commits=commits)]
-        executor.run(*(Call(statement, parameters, is_constant=True) for statement in statements))
+        if self._takes_blocks(executor) and (len(statements) > 1 or executor.may_commit):
+            executor.run(self._together(statements, parameters, commits=executor.may_commit))
+        else:
+            executor.run(*(Call(statement, parameters, is_constant=True) for statement in statements))
+
+    def _together(self, statements: Sequence[Executable], parameters: Parameters, *, commits: bool) -> Call:
+        return Call(self._block(*statements, commits=commits), parameters, is_constant=True, commits=commits)
 
     def _takes_blocks(self, executor: Executor) -> bool:
         return _CHECKED[executor.connection.connection.driver_connection]
-
-    def _commits(self, executor: Executor) -> bool:
-        return bool(executor.connection.get_execution_options().get(LAST_COMMITS))
 
     def _build_insert(
         self, table: Table, shared: Sequence[str], columns: Sequence[str], rows: int, replace: bool
@@ -272,11 +270,10 @@ class MySQLStrategy(Statements, PortableStrategy):
         ]
         return [*rows, *(blob for found in by_namespace(foreign) for blob in self._blobs_of(executor, found))]
 
-    def _reading(self, executor: Executor, shape: ReadShape) -> Executable:
-        statement = super()._reading(executor, shape)
-        if self._takes_blocks(executor) and self._commits(executor):
-            return cast(Executable, self._block(statement, commits=True))
-        return statement
+    def _reading(self, executor: Executor, statement: Executable, parameters: Parameters) -> Call:
+        if self._takes_blocks(executor) and executor.may_commit:
+            return self._together([statement], parameters, commits=True)
+        return super()._reading(executor, statement, parameters)
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._cached_read_filtered(shape), {"filter": dump_json("filter", filter)}

@@ -104,12 +104,12 @@ class Statements(Strategy):
         self, executor: Executor, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None
     ) -> Rows:
         if not filter:
-            return executor.fetch(Call(self._reading(executor, shape), parameters, is_constant=True))
+            return executor.fetch(self._reading(executor, self._cached_read(shape), parameters))
         statement, values = self._read_filtered(shape, filter)
         return executor.fetch(Call(statement, {**parameters, **values}))
 
-    def _reading(self, executor: Executor, shape: ReadShape) -> Executable:
-        return self._cached_read(shape)
+    def _reading(self, executor: Executor, statement: Executable, parameters: Parameters) -> Call:
+        return Call(statement, parameters, is_constant=True)
 
     def _build_read(self, shape: ReadShape, condition: ColumnElement[bool] | None = None) -> Executable:
         target = self._target(shape, condition)

@@ -36,12 +36,14 @@ Key = tuple[str, str]
 class Call:
     """A statement and what to execute it with: one set of parameters, or several for an executemany.
 
-    A constant statement is one object for all calls, so that its text is worth keeping.
+    A constant statement is one object for all calls, so that its text is worth keeping. One that commits ends the
+    transaction, which the executor has to allow.
     """
 
     statement: Executable
     parameters: Parameters | Sequence[Parameters]
     is_constant: bool = False
+    commits: bool = False
 
 
 class Executor(Protocol):
@@ -50,6 +52,10 @@ class Executor(Protocol):
     @property
     def connection(self) -> Connection:
         """That connection: what it is may decide which calls it takes."""
+
+    @property
+    def may_commit(self) -> bool:
+        """Whether a call that commits may come last."""
 
     def run(self, *calls: Call) -> None:
         """Execute calls in order."""

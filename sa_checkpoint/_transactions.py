@@ -28,8 +28,18 @@ _AUTOCOMMITTING = {
 }
 
 
-# The execution option of a connection on which the last statement of the operation shall commit, if it can.
-LAST_COMMITS = "sa_checkpoint_last_commits"
+class Ending:
+    """How an operation's transaction ends, where its last statement may commit.
+
+    It is the connection's execution option `OPTION`.
+
+    Attributes:
+        is_committed: Whether the statement that came last has committed.
+    """
+
+    OPTION = "sa_checkpoint_ending"
+
+    is_committed = False
 
 
 def own(
@@ -82,12 +92,14 @@ def _may_end_with_last(connection: Connection) -> bool:
 
 @contextmanager
 def _ended_with_last(connection: Connection, *, writes: bool) -> Iterator[None]:
-    connection.execution_options(**{LAST_COMMITS: True})
+    ending = Ending()
+    connection.execution_options(**{Ending.OPTION: ending})
     transaction = connection.begin()
     yield
-    if not is_in_transaction(connection):
-        # Else SQLAlchemy closes the connection with a ROLLBACK, as it does after an error.
-        transaction.is_active = False
+    if ending.is_committed:
+        transaction.is_active = (
+            False  # Else SQLAlchemy closes the connection with a ROLLBACK, as it does after an error.
+        )
     elif writes:
         transaction.commit()
 

@@ -48,8 +48,9 @@ class SQLAlchemySaver(BaseSQLAlchemySaver):
             the database commit it by itself, in one round trip instead of three. None, the default, does so unless the
             Engine has a `begin` or `commit` listener or an isolation level, is read-only, or hands out a connection
             in a transaction. False sends a BEGIN and COMMIT in any case: for other listeners that set something for the
-            transaction, or refuse a statement after it was executed. True goes without, also past these listeners.
-            Elsewhere than on an Engine of PostgreSQL it changes nothing.
+            transaction, or refuse a statement after it was executed. True goes without, also past these listeners. On
+            MariaDB with PyMySQL all but False send the COMMIT with the last statement, unless anybody listens to the
+            Engine. Elsewhere it changes nothing.
 
     Raises:
         InvalidBind: `bind` is of another kind; the message says which class takes it.
@@ -94,7 +95,8 @@ class SQLAlchemySaver(BaseSQLAlchemySaver):
     ) -> Iterator[Self]:
         """A saver on an engine of its own, which is disposed of at the end of the `with` block.
 
-        On SQLite the engine uses WAL, waits for locks up to 30 seconds and checks foreign keys.
+        On SQLite the engine uses WAL, waits for locks up to 30 seconds and checks foreign keys; its pool has 5
+        connections to a file, and no more for a moment, unless you pass `pool_size` or `max_overflow`.
 
         Args:
             url: Any SQLAlchemy URL. `postgresql://` and `postgres://` mean psycopg.

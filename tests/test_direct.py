@@ -171,7 +171,9 @@ async def test_an_error_is_the_one_that_sqlalchemy_makes(
         assert type(one) is type(other)
         assert type(one.orig) is type(other.orig) and str(one.orig) == str(other.orig)
         assert one.__cause__ is one.orig
-        assert one.statement == other.statement and "INSERT INTO checkpoints" in str(one.statement)
+        # Where nobody listens for MariaDB's COMMIT, it is in the statement.
+        assert str(one.statement).replace("COMMIT; ", "") == other.statement
+        assert "INSERT INTO checkpoints" in str(one.statement)
         assert one.hide_parameters is other.hide_parameters is bool(options)
         assert one.connection_invalidated is other.connection_invalidated is False
         assert "no such luck" in str(one) and one.ismulti == other.ismulti

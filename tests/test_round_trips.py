@@ -54,12 +54,10 @@ def new_database(url: URL) -> None:
     migrations.upgrade(engine)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE host (id VARCHAR(99) PRIMARY KEY)"))
+        condition = "NEW.thread_id LIKE '{}%'"
+        triggers.before("INSERT", connection, condition.format(REFUSED), triggers.refusing())
         if engine.dialect.name == "postgresql":
-            for name, action in (
-                (REFUSED, triggers.refusing()),
-                (SLOW, {"postgresql": "PERFORM pg_sleep(0.5)"}),
-            ):
-                triggers.before("INSERT", connection, f"NEW.thread_id LIKE '{name}%'", action)
+            triggers.before("INSERT", connection, condition.format(SLOW), {"postgresql": "PERFORM pg_sleep(0.5)"})
     engine.dispose()
 
 
@@ -346,13 +344,75 @@ async def test_a_begin_listener_may_execute_although_autocommit_is_asked_for(dat
 # Of a write: its statements as one block, the COMMIT, and the ROLLBACK with which SQLAlchemy's pool takes a connection
 # back. Of a read: a statement, and that ROLLBACK.
 MARIADB = {**all_in(3), **dict.fromkeys(READS, 2), "delta history": 6}
+# The COMMIT is in the block, and then there is nothing to roll back. A filtered list is no statement that is kept, and
+# the history is one of several.
+MARIADB_IN_ONE = {**all_in(1), "list with a filter": 2, "delta history": 6}
 
 
 @on_backends(*MYSQL)
 async def test_how_many_round_trips_an_operation_is_on_mariadb(tap: Tap, database: Database, thread: str) -> None:
     async with client_on(database) as client:
         flights = await flights_of(tap, client, thread)
+    assert numbers(flights) == (MARIADB if client.backend.is_async else MARIADB_IN_ONE)
+
+
+@on_backends(*(backend for backend in MYSQL if not backend.is_async))
+@pytest.mark.parametrize("heard", ["begin", "commit", "rollback", "before_cursor_execute", "autocommit=False", "echo"])
+async def test_on_mariadb_a_transaction_that_somebody_listens_for_has_its_own_commit(
+    tap: Tap, database: Database, thread: str, heard: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[str] = []
+    async with client_on(database, {"autocommit": False} if heard == "autocommit=False" else {}) as client:
+        if heard == "echo":
+            caplog.set_level("INFO", logger="sqlalchemy.engine")
+        elif heard != "autocommit=False":
+            event.listen(client.sync_engine, heard, lambda *_: seen.append(heard))
+        flights = await flights_of(tap, client, thread)
     assert numbers(flights) == MARIADB
+    assert bool(seen) == (heard not in ("autocommit=False", "echo"))
+
+
+@on_backends(*MYSQL)
+async def test_on_mariadb_the_applications_next_transaction_is_a_real_one(database: Database, thread: str) -> None:
+    async with client_on(database) as client:
+        saved = await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        calls: list[Call] = [
+            lambda: client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"}),
+            lambda: client.put_writes(saved, [("a", 1)], "task"),
+            lambda: client.put_writes(saved, [], "task"),
+            lambda: client.get_tuple(saved),
+            lambda: client.list(saved),
+            lambda: client.list(saved, filter={"a": 1}),
+            lambda: client.prune([thread]),
+            lambda: client.delete_thread(thread),
+        ]
+        for number, call in enumerate(calls):
+            await call()
+            await host_insert(client, f"{thread} {number} rolled back", rolled_back=True)
+            await host_insert(client, f"{thread} {number} committed", rolled_back=False)
+            assert not is_there(client, f"{thread} {number} rolled back")
+            assert is_there(client, f"{thread} {number} committed")
+
+
+@on_backends(*MYSQL)
+async def test_on_mariadb_nothing_is_left_of_a_call_that_fails(database: Database, thread: str) -> None:
+    async with client_on(database) as client:
+        for number in range(2):
+            with pytest.raises(DBAPIError):
+                await client.put(config_of(f"{REFUSED} {thread}"), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+            await host_insert(client, f"{thread} {number}", rolled_back=False)
+        assert not any(keys_of(client, f"{REFUSED} {thread}").values())
+
+
+@on_backends(*MYSQL)
+async def test_on_mariadb_a_call_sees_what_others_have_committed_since(database: Database, thread: str) -> None:
+    """A connection that is given back in a transaction would go on with what it saw first."""
+    async with client_on(database) as one, client_on(database) as other:
+        for number in range(3):
+            assert len(await one.list(config_of(thread))) == number
+            versions = {"a": str(number)}
+            await other.put(config_of(thread), checkpoint_of({"a": [number]}, versions), {}, versions)
+            assert (await one.load(config_of(thread))).checkpoint["channel_values"] == {"a": [number]}
 
 
 # ------------------------------------------------------------------------------------- the connection that comes back
