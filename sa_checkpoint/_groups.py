@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.util import await_only
 
 from sa_checkpoint._cancellation import Cancellation
@@ -159,6 +160,7 @@ class Groups:
 
         Raises:
             DBAPIError: Another process has kept the database locked for as long as one waits.
+            TimeoutError: The pool has had no connection for as long.
         """
         wanted = [member for member in members if _is_wanted(member)]
         try:
@@ -170,7 +172,7 @@ class Groups:
             for member in wanted:
                 member.is_done = True
         except Exception as error:
-            if is_locked(error):
+            if is_locked(error) or isinstance(error, PoolTimeout):
                 raise
         finally:
             for member in members[1:]:

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, NullPool, event
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sa_checkpoint.errors import SchemaOutOfDate
 from tests import triggers
-from tests.backends import Backend, Client, Database, on_strategies, saver_on
+from tests.backends import Backend, Client, Database, entered, on_strategies, saver_on
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import sync_engine_of
 from tests.rows import connection_of, keys_of
@@ -198,6 +200,28 @@ async def test_who_waits_for_too_long_says_so_and_the_next_ones_go_on(database: 
         assert not any(stored(client, name) for name in names)
         await begin_put(client, names[0])
         assert stored(client, names[0])
+
+
+async def test_who_waits_for_the_pool_for_too_long_says_so_and_waits_no_longer(
+    database: Database, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    async with writers(database, pool_size=1, max_overflow=0, pool_timeout=0.5) as (client, _):
+        engine = client.sync_engine
+        async with entered(AsyncEngine(engine).connect() if client.backend.is_async else engine.connect()):
+            connect = engine.pool.connect
+
+            def asking() -> Any:
+                asked.append(1)
+                return connect()
+
+            monkeypatch.setattr(engine.pool, "connect", asking)
+            tasks = [begin_put(client, f"{thread} {number}") for number in range(3)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [PoolTimeout] * 3
+        assert len(asked) == 3
+        await begin_put(client, thread)
+        assert stored(client, thread)
 
 
 @pytest.mark.parametrize("name", ["begin", "commit", "before_cursor_execute", "checkout", "checkin", "reset"])
