@@ -268,7 +268,11 @@ class MySQLStrategy(Statements, PortableStrategy):
         foreign = [
             ReadRow(*row) for row in rows if row[0] == RowKind.CHECKPOINT and _codec.NAMED_BLOBS not in row[_CHECKPOINT]
         ]
-        return [*rows, *(blob for found in by_namespace(foreign) for blob in self._blobs_of(executor, found))]
+        blobs = [blob for found in by_namespace(foreign) for blob in self._blobs_of(executor, found)]
+        if all(self._are_there(executor, found) for found in by_namespace(foreign)):
+            return [*rows, *blobs]
+        # Somebody has deleted them meanwhile.
+        return PortableStrategy.read(self, executor, shape, parameters, filter)
 
     def _reading(self, executor: Executor, statement: Executable, parameters: Parameters) -> Call:
         if self._takes_blocks(executor) and executor.may_commit:

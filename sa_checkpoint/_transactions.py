@@ -97,9 +97,8 @@ def _ended_with_last(connection: Connection, *, writes: bool) -> Iterator[None]:
     transaction = connection.begin()
     yield
     if ending.is_committed:
-        transaction.is_active = (
-            False  # Else SQLAlchemy closes the connection with a ROLLBACK, as it does after an error.
-        )
+        # Else SQLAlchemy would close the connection with a ROLLBACK, as it does after an error.
+        transaction.is_active = False
     elif writes:
         transaction.commit()
 
