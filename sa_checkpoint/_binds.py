@@ -15,7 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Dialect, Engine, SingletonThreadPool, StaticPool, delete
+from sqlalchemy import (
+    AsyncAdaptedQueuePool,
+    Connection,
+    Dialect,
+    Engine,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+    delete,
+)
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -161,13 +170,16 @@ class EngineBind(Bind):
         if not (is_short and writes and self._commits_together()):
             with self.connect(cancellation, writes=writes, is_one=is_one, is_short=is_short) as connection:
                 return work(connection)
-        self._groups.run(work, cancellation)
+        self._groups.run(self.source.pool, work, cancellation)
         return None
 
     def _commits_together(self) -> bool:
-        """Whether writers wait for each other, and nobody expects a transaction, or a connection, for each of them."""
+        """Whether writers wait for each other, and nobody expects a transaction, or a connection, for each of them.
+
+        Where connections are not shared, they may differ: by tenant, say, which only the caller's context has.
+        """
         pool = self.source.pool
-        if self.source.dialect.name != "sqlite" or isinstance(pool, StaticPool):
+        if self.source.dialect.name != "sqlite" or type(pool) not in (QueuePool, AsyncAdaptedQueuePool):
             return False
         return not (
             has_listeners(self.source) or pool.dispatch.checkout or pool.dispatch.checkin or pool.dispatch.reset

@@ -48,6 +48,11 @@ class Cancellation:
             self.check()
             self._is_protected = True
 
+    def unprotect(self) -> None:
+        """Have the rest of the call be interrupted again. If that has been asked for, `check` says so."""
+        with self._lock:
+            self._is_protected = False
+
 
 async def finished(work: Coroutine[Any, Any, Any], cancellation: Cancellation) -> Any:
     """Await a call, and if this is cancelled, wait until its connection has been given back.

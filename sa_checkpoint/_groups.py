@@ -1,14 +1,16 @@
 """Group commit: writers who wait for one another anyway are committed together, by one of them.
 
-SQLite has one writer at a time, and each COMMIT waits for the disk. Of many who write at once, one executes what the
-others wait with, in its own transaction. If anything of it fails, nothing is stored, and each tries alone, as if it had
-been alone from the beginning.
+SQLite has one writer at a time, and each COMMIT waits for the disk. Of many who write at once one leads: when it has
+the write lock, it executes what the others wait with, too. If anything of that fails, nothing is stored, and each tries
+alone, as if it had been alone from the beginning.
+
+That one leads is for speed only. Whoever executes anything has the turn of writing, and what is executed twice is the
+same as once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from threading import Lock
@@ -16,14 +18,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.util import await_only
 
 from sa_checkpoint._cancellation import Cancellation
-from sa_checkpoint.errors import is_locked
 
 # So that no transaction keeps other processes waiting for long.
 _MOST = 64
+
+# How long to wait for the one who leads before looking for oneself: KeyboardInterrupt may have ended it anywhere.
+_PATIENCE = 1.0
 
 
 class _Member:
@@ -32,7 +35,8 @@ class _Member:
     Attributes:
         work: Executes statements.
         cancellation: Whether its call has been given up.
-        leads: Whether it is the one who executes.
+        leads: Whether it executes what others wait with, too.
+        is_awake: Whether it has been told to go on.
         is_done: Whether its work has been committed.
     """
 
@@ -40,17 +44,20 @@ class _Member:
         self.work = work
         self.cancellation = cancellation
         self.leads = False
+        self.is_awake = False
         self.is_done = False
-        self._is_asleep = Lock()
-        self._is_asleep.acquire()
+        self._sleep = Lock()
+        self._sleep.acquire()
 
     def wait(self) -> None:
-        """Wait until it is woken."""
-        self._is_asleep.acquire()
+        """Wait until it is woken, or loses patience."""
+        self._sleep.acquire(timeout=_PATIENCE)
 
     def wake(self) -> None:
-        """Let it go on."""
-        self._is_asleep.release()
+        """Let it go on. Two who lead may both do so."""
+        self.is_awake = True
+        with suppress(RuntimeError):
+            self._sleep.release()
 
 
 class _AsyncMember(_Member):
@@ -58,13 +65,14 @@ class _AsyncMember(_Member):
 
     def __init__(self, work: Callable[[Connection], Any], cancellation: Cancellation) -> None:
         super().__init__(work, cancellation)
-        self._is_awake = asyncio.Event()
+        self._event = asyncio.Event()
 
     def wait(self) -> None:
-        await_only(self._is_awake.wait())
+        await_only(self._event.wait())
 
     def wake(self) -> None:
-        self._is_awake.set()
+        self.is_awake = True
+        self._event.set()
 
 
 class _Group:
@@ -72,7 +80,7 @@ class _Group:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._waiting: deque[_Member] = deque()
+        self._waiting: list[_Member] = []
         self._is_led = False
 
     def join(self, member: _Member) -> None:
@@ -83,17 +91,20 @@ class _Group:
                 self._is_led = member.leads = True
                 return
         member.wait()
+        if not member.is_awake:
+            member.leads = True  # as somebody else may; they take turns
 
     def take(self, leader: _Member) -> Sequence[_Member]:
-        """Those who go together, with the leader as the first."""
+        """Take out those who wait, but for the leader."""
         with self._lock:
-            self._waiting.remove(leader)
-            return [leader, *(self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST - 1)))]
+            others = [member for member in self._waiting if member is not leader]
+            self._waiting = others[_MOST - 1 :]
+        return others[: _MOST - 1]
 
     def leave(self, member: _Member) -> None:
         """Wait no more, and if the member leads, let somebody else."""
         with self._lock:
-            with suppress(ValueError):
+            if member in self._waiting:
                 self._waiting.remove(member)
             if not member.leads:
                 return
@@ -105,7 +116,7 @@ class _Group:
 
 
 class Groups:
-    """The writers on one engine: threads, or the tasks of each event loop.
+    """The writers on the pools of one engine: threads, or the tasks of each event loop.
 
     Args:
         turn: Waits for the turn of writing; nobody else of this process has it meanwhile.
@@ -123,61 +134,71 @@ class Groups:
         self._turn = turn
         self._connect = connect
         self._is_async = is_async
-        self._threads = _Group()
-        self._tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Group] = WeakKeyDictionary()
+        # By pool, which Engine.dispose() replaces, in a child process after a fork for instance.
+        self._groups: WeakKeyDictionary[Any, _Group] = WeakKeyDictionary()
+        self._async_groups: WeakKeyDictionary[Any, WeakKeyDictionary[asyncio.AbstractEventLoop, _Group]]
+        self._async_groups = WeakKeyDictionary()
 
-    def run(self, work: Callable[[Connection], Any], cancellation: Cancellation) -> None:
+    def run(self, pool: Any, work: Callable[[Connection], Any], cancellation: Cancellation) -> None:
         """Have work done and committed, by itself or together with others'.
 
         Args:
+            pool: The engine's.
             work: Executes statements.
             cancellation: The call's.
         """
+        group = self._group(pool)
         member = (_AsyncMember if self._is_async else _Member)(work, cancellation)
-        group = self._group()
         try:
             group.join(member)
             if member.is_done:
                 return
+            cancellation.check()
             with self._turn():
-                members = group.take(member) if member.leads else [member]
-                if len(members) == 1 or not self._commit(members):
+                if member.is_done:
+                    return
+                if not (member.leads and self._lead(group, member)):
                     with self._connect(cancellation) as connection:
                         work(connection)
         finally:
             group.leave(member)
 
-    def _group(self) -> _Group:
-        if self._is_async:  # an asyncio.Event belongs to the loop that waits for it
-            return self._tasks.setdefault(asyncio.get_running_loop(), _Group())
-        return self._threads
+    def _group(self, pool: Any) -> _Group:
+        if not self._is_async:
+            return self._groups.setdefault(pool, _Group())
+        # An asyncio.Event belongs to the loop that waits for it.
+        loops = self._async_groups.setdefault(pool, WeakKeyDictionary())
+        return loops.setdefault(asyncio.get_running_loop(), _Group())
 
-    def _commit(self, members: Sequence[_Member]) -> bool:
-        """Execute the work of members in one transaction, and wake the others.
+    def _lead(self, group: _Group, leader: _Member) -> bool:
+        """Execute the leader's work, and then that of those who wait, in one transaction.
 
         Returns:
-            Whether the first one, whose turn it is, is done. Otherwise nothing is left of its work.
-
-        Raises:
-            DBAPIError: Another process has kept the database locked for as long as one waits.
-            TimeoutError: The pool has had no connection for as long.
+            Whether it has been committed. Otherwise something of the others' was wrong, and nothing is left.
         """
-        wanted = [member for member in members if _is_wanted(member)]
+        others: Sequence[_Member] = []
         try:
-            with self._connect(Cancellation()) as connection:
+            with self._connect(leader.cancellation) as connection:
+                leader.work(connection)
+                # Now we have the write lock, for which nobody else has to wait.
+                others = group.take(leader)
+                wanted = [member for member in others if _is_wanted(member)]
                 for member in wanted:
                     member.work(connection)
                 if any(member.cancellation.is_requested for member in wanted):
                     raise _GivenUp
             for member in wanted:
                 member.is_done = True
-        except Exception as error:
-            if is_locked(error) or isinstance(error, PoolTimeout):
+        except Exception:
+            if not others:
                 raise
+            return False
         finally:
-            for member in members[1:]:
+            for member in others:
+                if not member.is_done:
+                    member.cancellation.unprotect()
                 member.wake()
-        return members[0].is_done
+        return True
 
 
 class _GivenUp(Exception):

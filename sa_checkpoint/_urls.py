@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Engine, QueuePool, StaticPool, create_engine, event, make_url
+from sqlalchemy import URL, AsyncAdaptedQueuePool, Engine, QueuePool, StaticPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from sa_checkpoint.errors import InvalidBind, InvalidConfig, MissingDriver, is_locked
@@ -154,7 +154,7 @@ def _options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
         return {"poolclass": StaticPool} | options | {"connect_args": connect_args}
     if url.get_backend_name() == "sqlite" and "pool" not in options:
         dialect: Any = url.get_dialect()
-        if issubclass(options.get("poolclass") or dialect.get_pool_class(url), QueuePool):
+        if (options.get("poolclass") or dialect.get_pool_class(url)) in (QueuePool, AsyncAdaptedQueuePool):
             # Connections stay open: to open one, with its PRAGMAs and perhaps a thread, takes longer than to wait.
             return {"max_overflow": 0} | options
     return options
