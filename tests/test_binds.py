@@ -178,18 +178,21 @@ def test_our_own_sqlite_engine_opens_no_connection_for_a_moment_only(tmp_path: P
             saver._bind.source.connect()
 
 
-class SmallPool(QueuePool):
+class OwnPool(QueuePool):
     def __init__(self, creator: Any, **options: Any) -> None:
-        super().__init__(creator, pool_size=1, max_overflow=2, **options)
+        self.options = options
+        super().__init__(creator, **options)
 
 
 OWN_POOL = QueuePool(lambda: cast(Any, sqlite3.connect(":memory:")))
 
 
-@pytest.mark.parametrize("options", [{"poolclass": NullPool}, {"poolclass": SmallPool}, {"pool": OWN_POOL}])
+@pytest.mark.parametrize("options", [{"poolclass": NullPool}, {"poolclass": OwnPool}, {"pool": OWN_POOL}])
 def test_our_own_sqlite_engine_has_the_pool_that_it_is_given(tmp_path: Path, options: dict[str, Any]) -> None:
     with SQLAlchemySaver.from_conn_string(f"sqlite:///{tmp_path}/a.db", **options) as saver:
-        assert isinstance(saver._bind.source.pool, options.get("poolclass", QueuePool))
+        pool = saver._bind.source.pool
+        assert isinstance(pool, options.get("poolclass", QueuePool))
+        assert "max_overflow" not in getattr(pool, "options", {})
 
 
 @pytest.mark.parametrize("saver_type", [SQLAlchemySaver, AsyncSQLAlchemySaver])
