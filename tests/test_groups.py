@@ -45,7 +45,8 @@ async def writers(
 
     with ThreadPoolExecutor(200) as executor:
         asyncio.get_running_loop().set_default_executor(executor)
-        async with database.engine(connect_args={"timeout": seconds}, **options) as engine:
+        # With a size, an engine on aiosqlite has a pool in older versions of SQLAlchemy, too.
+        async with database.engine(connect_args={"timeout": seconds}, **{"pool_size": 5, **options}) as engine:
             event.listen(sync_engine_of(engine), "connect", trace)
             yield Client(saver_on(engine), database.backend), executed
 
