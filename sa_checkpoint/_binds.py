@@ -62,7 +62,7 @@ class Bind(ABC):
 
     @abstractmethod
     def connect(
-        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown, is_short: bool = False
     ) -> AbstractContextManager[Connection]:
         """A Connection for as long as an operation's statements run.
 
@@ -75,7 +75,13 @@ class Bind(ABC):
             writes: Whether the operation changes anything.
             is_one: Whether it is one statement, atomic by itself, on a database. An engine's connection may then do
                 without a BEGIN.
+            is_short: Whether it takes a moment, and comes to nothing but rows that are written, if it writes: it may be
+                committed by its last statement, or together with others.
         """
+
+    def groups(self) -> Groups | None:
+        """Those with whom a short operation that writes may be committed, if any."""
+        return None
 
     def run(
         self,
@@ -93,13 +99,16 @@ class Bind(ABC):
             cancellation: As for `connect`.
             writes: As for `connect`.
             is_one: As for `connect`.
-            is_short: Whether it takes a moment, and comes to nothing but rows that are written, if it writes: it may be
-                committed together with others, or by its last statement.
+            is_short: As for `connect`.
 
         Returns:
             What the work returned.
         """
-        with self.connect(cancellation, writes=writes, is_one=is_one) as connection:
+        groups = self.groups() if is_short and writes else None
+        if groups is not None:
+            groups.run(work, cancellation)
+            return None
+        with self.connect(cancellation, writes=writes, is_one=is_one, is_short=is_short) as connection:
             return work(connection)
 
     @abstractmethod
@@ -129,7 +138,7 @@ class EngineBind(Bind):
         super().__init__(is_async=is_async)
         self.source = engine
         self._autocommit = autocommit
-        self._groups = Groups(lambda: self.turn(engine.pool), self._checked_out, is_async=is_async)
+        self._groups = Groups(engine, self.turn, self._checked_out, is_async=is_async)
 
     def connect(
         self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown, is_short: bool = False
@@ -158,32 +167,15 @@ class EngineBind(Bind):
             # What is left is the pool's ROLLBACK. SQLAlchemy 2.0 loses a connection that is cancelled in that.
             cancellation.protect()
 
-    def run(
-        self,
-        work: Callable[[Connection], T],
-        cancellation: Cancellation,
-        *,
-        writes: bool = True,
-        is_one: IsOne = _unknown,
-        is_short: bool = False,
-    ) -> T | None:
-        if not (is_short and writes and self._commits_together()):
-            with self.connect(cancellation, writes=writes, is_one=is_one, is_short=is_short) as connection:
-                return work(connection)
-        self._groups.run(self.source.pool, work, cancellation)
-        return None
-
-    def _commits_together(self) -> bool:
-        """Whether writers wait for each other, and nobody expects a transaction, or a connection, for each of them.
-
-        Where connections are not shared, they may differ: by tenant, say, which only the caller's context has.
-        """
+    def groups(self) -> Groups | None:
+        # Writers wait for each other on SQLite. Whoever listens expects a transaction, or a connection, for each of
+        # them; and where connections are not shared, they may differ: by tenant, say, which only the caller's context
+        # has.
         pool = self.source.pool
         if self.source.dialect.name != "sqlite" or type(pool) not in (QueuePool, AsyncAdaptedQueuePool):
-            return False
-        return not (
-            has_listeners(self.source) or pool.dispatch.checkout or pool.dispatch.checkin or pool.dispatch.reset
-        )
+            return None
+        is_heard = has_listeners(self.source) or pool.dispatch.checkout or pool.dispatch.checkin or pool.dispatch.reset
+        return None if is_heard else self._groups
 
     @contextmanager
     def migrating(self, cancellation: Cancellation) -> Iterator[Engine]:
@@ -201,7 +193,7 @@ class ConnectionBind(Bind):
 
     @contextmanager
     def connect(
-        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown, is_short: bool = False
     ) -> Iterator[Connection]:
         with self.migrating(cancellation), _transactions.savepoint(self.source, writes=writes):
             yield self.source
@@ -223,7 +215,7 @@ class SessionBind(Bind):
 
     @contextmanager
     def connect(
-        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown, is_short: bool = False
     ) -> Iterator[Connection]:
         with self.migrating(cancellation) as connection, _transactions.savepoint(connection, writes=writes):
             yield connection
@@ -248,7 +240,7 @@ class SessionFactoryBind(Bind):
 
     @contextmanager
     def connect(
-        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown
+        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown, is_short: bool = False
     ) -> Iterator[Connection]:
         with self.source() as session:
             bind = _routed(session, is_async=self.is_async)

@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.util import await_only
 
 from sa_checkpoint._cancellation import Cancellation
@@ -119,18 +119,21 @@ class Groups:
     """The writers on the pools of one engine: threads, or the tasks of each event loop.
 
     Args:
-        turn: Waits for the turn of writing; nobody else of this process has it meanwhile.
+        engine: The engine.
+        turn: Waits for the turn of writing on a pool; nobody else of this process has it meanwhile.
         connect: A connection in a transaction of its own, for a call that may be given up.
         is_async: Whether the writers are tasks.
     """
 
     def __init__(
         self,
-        turn: Callable[[], AbstractContextManager[None]],
+        engine: Engine,
+        turn: Callable[[Any], AbstractContextManager[None]],
         connect: Callable[[Cancellation], AbstractContextManager[Connection]],
         *,
         is_async: bool,
     ) -> None:
+        self._engine = engine
         self._turn = turn
         self._connect = connect
         self._is_async = is_async
@@ -139,14 +142,14 @@ class Groups:
         self._async_groups: WeakKeyDictionary[Any, WeakKeyDictionary[asyncio.AbstractEventLoop, _Group]]
         self._async_groups = WeakKeyDictionary()
 
-    def run(self, pool: Any, work: Callable[[Connection], Any], cancellation: Cancellation) -> None:
+    def run(self, work: Callable[[Connection], Any], cancellation: Cancellation) -> None:
         """Have work done and committed, by itself or together with others'.
 
         Args:
-            pool: The engine's.
             work: Executes statements.
             cancellation: The call's.
         """
+        pool = self._engine.pool
         group = self._group(pool)
         member = (_AsyncMember if self._is_async else _Member)(work, cancellation)
         try:
@@ -154,7 +157,7 @@ class Groups:
             if member.is_done:
                 return
             cancellation.check()
-            with self._turn():
+            with self._turn(pool):
                 if member.is_done:
                     return
                 if not (member.leads and self._lead(group, member)):

@@ -388,10 +388,7 @@ async def test_on_mariadb_the_applications_next_transaction_is_a_real_one(databa
         ]
         for number, call in enumerate(calls):
             await call()
-            await host_insert(client, f"{thread} {number} rolled back", rolled_back=True)
-            await host_insert(client, f"{thread} {number} committed", rolled_back=False)
-            assert not is_there(client, f"{thread} {number} rolled back")
-            assert is_there(client, f"{thread} {number} committed")
+            await assert_transactions_are_real(client, f"{thread} {number}")
 
 
 @on_backends(*MYSQL)
@@ -434,6 +431,14 @@ def is_there(client: Client, id: str) -> bool:
         return connection.scalar(text("SELECT 1 FROM host WHERE id = :id"), {"id": id}) is not None
 
 
+async def assert_transactions_are_real(client: Client, id: str) -> None:
+    """What the application rolls back is not there, and what it commits is."""
+    await host_insert(client, f"{id} rolled back", rolled_back=True)
+    await host_insert(client, f"{id} committed", rolled_back=False)
+    assert not is_there(client, f"{id} rolled back")
+    assert is_there(client, f"{id} committed")
+
+
 async def assert_as_before(client: Client, id: str) -> None:
     """The pooled connection is not in autocommit, for the driver as for the server."""
     autocommits: list[Any] = []
@@ -442,11 +447,8 @@ async def assert_as_before(client: Client, id: str) -> None:
         autocommits.append(getattr(dbapi_connection, "autocommit", None))
 
     event.listen(client.sync_engine, "checkout", look)
-    await host_insert(client, f"{id} rolled back", rolled_back=True)
-    await host_insert(client, f"{id} committed", rolled_back=False)
+    await assert_transactions_are_real(client, id)
     event.remove(client.sync_engine, "checkout", look)
-    assert not is_there(client, f"{id} rolled back")
-    assert is_there(client, f"{id} committed")
     assert autocommits == [False, False]
 
 
