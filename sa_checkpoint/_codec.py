@@ -21,6 +21,7 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
+from sa_checkpoint import _messages
 from sa_checkpoint._strategy import LARGE_BYTES
 from sa_checkpoint._text import has_lone_surrogate, identifier, is_storable_text
 from sa_checkpoint.errors import InvalidValue
@@ -129,7 +130,7 @@ def dump_value(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
             return _dump_typed(serde, "json", text.encode(), value)
         return _dump_typed(serde, _SURROGATES, value.encode("utf-8", "surrogatepass"), value)
     try:
-        tag, data = serde.dumps_typed(value)
+        tag, data = _messages.dumps_typed(serde, value)
     except TypeError:
         if not isinstance(value, float):
             raise

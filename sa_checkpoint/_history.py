@@ -14,6 +14,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from sa_checkpoint import _codec, _operations
 from sa_checkpoint._execution import Operation, Transaction
 from sa_checkpoint._json import load_json
+from sa_checkpoint._messages import reading
 from sa_checkpoint._records import weight_of
 from sa_checkpoint._strategy import START, RowKind, Rows
 from sa_checkpoint._text import identifier
@@ -33,7 +34,8 @@ def get_delta_channel_history(
         return transaction.strategy.delta_history(transaction, parameters, names)
 
     def decode(rows: Rows) -> Mapping[str, DeltaChannelHistory]:
-        return {name: path.history(serde, name) for name, path in _paths(names, rows).items()}
+        reads = reading(serde)
+        return {name: path.history(reads, name) for name, path in _paths(names, rows).items()}
 
     return Operation(work, decode, writes=False, weigh=weight_of)
 

@@ -26,6 +26,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from sa_checkpoint import _codec, _filters
 from sa_checkpoint._execution import Operation, Transaction, writing
 from sa_checkpoint._json import dump_json, load_json
+from sa_checkpoint._messages import reading
 from sa_checkpoint._records import Record, config_of, records_of, weight_of
 from sa_checkpoint._repeats import remembering
 from sa_checkpoint._strategy import ReadShape, Rows
@@ -158,7 +159,7 @@ def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[Ch
         return transaction.strategy.read(transaction, shape, parameters)
 
     def decode(rows: Rows) -> CheckpointTuple | None:
-        return next((record.load(serde) for record in records_of(rows)), None)
+        return next((record.load(reading(serde)) for record in records_of(rows)), None)
 
     return Operation(work, decode, writes=False, weigh=weight_of)
 
@@ -172,7 +173,7 @@ class Page:
 
     def serde(self, serde: SerializerProtocol) -> SerializerProtocol:
         """What deserialises them, of the saver's serde."""
-        return remembering(serde) if len(self.records) > 1 else serde
+        return reading(serde, remembering) if len(self.records) > 1 else reading(serde)
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,19 @@
 """Deserialising what comes again and again: the messages of a chat, which each of its checkpoints has anew.
 
-LangGraph's serializer makes a message by validating it, which takes five times as long as copying one. So each message
-in a page of a list is made once, and wherever it is, there is a copy of it.
+Making a message takes several times as long as copying one. So each message in a page of a list is made once, and
+wherever it is, there is a copy of it.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from types import NoneType
 from typing import Any
 
 from langchain_core.messages import BaseMessage
-from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
-from langgraph.checkpoint.serde.jsonplus import EXT_PYDANTIC_V2, JsonPlusSerializer
+from langgraph.checkpoint.serde.jsonplus import EXT_PYDANTIC_V2
 from pydantic import BaseModel
 
-_ExtHook = Callable[[int, bytes], Any]
+from sa_checkpoint._messages import ExtHook
 
 _SCALARS = frozenset((str, int, float, bool, bytes, NoneType))
 _CONTAINERS = frozenset((dict, list))
@@ -28,24 +24,10 @@ _set = object.__setattr__
 _DEEPEST = 50
 
 
-def remembering(serde: SerializerProtocol) -> SerializerProtocol:
-    """A serde that gives what this one would, for a number of values that have messages in common.
-
-    Args:
-        serde: LangGraph's own, which may encrypt. Any other one is returned as it is.
-    """
-    if type(serde) is EncryptedSerializer:
-        return EncryptedSerializer(serde.cipher, remembering(serde.serde))
-    if type(serde) is not JsonPlusSerializer or getattr(serde, "_custom_unpack_ext_hook", True):
-        return serde
+def remembering(hook: ExtHook) -> ExtHook:
+    """A hook for a number of values that have messages in common: it gives what this one would."""
     if set(BaseModel.__slots__) != _SLOTS:
-        return serde
-    remembers = copy.copy(serde)
-    remembers._unpack_ext_hook = _remembering(serde._unpack_ext_hook)
-    return remembers
-
-
-def _remembering(hook: _ExtHook) -> _ExtHook:
+        return hook
     originals: dict[bytes, _Original] = {}
 
     def remembering_hook(code: int, data: bytes) -> Any:

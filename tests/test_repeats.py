@@ -7,55 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, ToolMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from sa_checkpoint._repeats import remembering
 from tests.backends import Client, Database, on_strategies, saver_on
 from tests.checkpoints import checkpoint_of, config_of
+from tests.messages import MESSAGES
 
 on_sqlite = on_strategies("sqlite")
-
-
-class Artifact(BaseModel):
-    names: list[str]
-
-
-class Whisper(AIMessage):
-    """A kind of message of the application's own."""
-
-    volume: list[int] = Field(default_factory=list)
-
-
-def nested(depth: int) -> dict[str, Any]:
-    inner: dict[str, Any] = {"end": []}
-    for _ in range(depth):
-        inner = {"a": [inner]}
-    return inner
-
-
-MESSAGES: dict[str, BaseMessage] = {
-    "human": HumanMessage("hello", id="1", name="Ann"),
-    "blocks": HumanMessage([{"type": "text", "text": "look", "cache": {"ttl": 5}}, "here"], id="2"),
-    "ai": AIMessage(
-        "x" * 5000,
-        id="3",
-        tool_calls=[{"name": "search", "args": {"words": ["a", {"b": None}]}, "id": "call"}],
-        usage_metadata={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
-        response_metadata={"model": "m", "logprobs": [0.5, True]},
-    ),
-    "bytes": AIMessage("", additional_kwargs={"signature": b"\0\xff"}),
-    "deep": AIMessage("", additional_kwargs=nested(40)),
-    "deeper": AIMessage("", additional_kwargs=nested(120)),
-    "more fields": AIMessage("x", shade=["of", {"a": "field"}]),
-    "artifact": ToolMessage("result", tool_call_id="call", artifact=Artifact(names=["a"])),
-    "tuples": ToolMessage("result", tool_call_id="call", artifact={"set": {1, 2}, 3: "three"}),
-    "removal": RemoveMessage("4"),
-    "own": Whisper(content="psst", volume=[0, 1]),
-}
 
 
 def containers_of(value: Any) -> Iterator[Any]:
@@ -167,12 +129,3 @@ async def test_types_that_are_not_allowed_stay_blocked(database: Database, threa
         await put_steps(client, thread, [MESSAGES["own"]], steps=2)
         for messages in steps_of(await client.list(config_of(thread))):
             assert not isinstance(messages[0], BaseMessage)
-
-
-class Subclass(JsonPlusSerializer):
-    pass
-
-
-def test_a_serde_of_the_applications_own_is_left_as_it_is() -> None:
-    for serde in (Subclass(), JsonPlusSerializer(__unpack_ext_hook__=lambda _code, _data: None)):
-        assert remembering(serde) is serde
