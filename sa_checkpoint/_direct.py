@@ -17,6 +17,8 @@ from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
+from sa_checkpoint import _libpq
+
 # Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
 # no statement that writes can have.
 BUFFERED: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
@@ -82,6 +84,10 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
     try:
         if dialect.driver == "aiosqlite":
             return _execute_in_thread(pooled.driver_connection, text, parameters, many=many)
+        if dialect.driver == "psycopg" and not many:
+            found = _libpq.execute(pooled.driver_connection, text, parameters, fetch=fetch)
+            if found is not None:
+                return found
         cursor = pooled.cursor()
         if dialect.driver == "asyncpg":
             _forget_old_schema(cursor, dialect)

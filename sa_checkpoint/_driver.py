@@ -17,7 +17,7 @@ def binary_results(connection: Connection) -> Iterator[None]:
     An application's own kind of cursor is left as it is.
     """
     driver: Any = connection.connection.driver_connection
-    factories = _binary_factories() if connection.dialect.driver in ("psycopg", "psycopg_async") else {}
+    factories = binary_cursors() if connection.dialect.driver in ("psycopg", "psycopg_async") else {}
     usual = getattr(driver, "cursor_factory", None)
     if usual not in factories:
         yield
@@ -30,7 +30,7 @@ def binary_results(connection: Connection) -> Iterator[None]:
 
 
 @cache
-def _binary_factories() -> dict[Any, type[Any]]:
+def binary_cursors() -> dict[Any, type[Any]]:
     """By psycopg's own kinds of cursors those that are the same, but for the format."""
     from psycopg import AsyncCursor, Cursor
     from psycopg.pq import Format

@@ -45,7 +45,7 @@ def dumps_typed(serde: SerializerProtocol, value: Any) -> tuple[str, bytes]:
         tag, data = dumps_typed(serde.serde, value)
         cipher, encrypted = serde.cipher.encrypt(data)
         return f"{tag}+{cipher}", encrypted
-    is_known = getattr(type(serde), "dumps_typed", None) is _DUMPS_TYPED and None not in (_OPTION, _pack_other)
+    is_known = getattr(serde.dumps_typed, "__func__", None) is _DUMPS_TYPED and None not in (_OPTION, _pack_other)
     if not is_known or value is None or isinstance(value, bytes | bytearray):
         return serde.dumps_typed(value)
     try:

@@ -54,7 +54,7 @@ MESSAGES: dict[str, BaseMessage] = {
     "artifact": ToolMessage("result", tool_call_id="call", artifact=Artifact(names=["a"])),
     "tuples": ToolMessage("result", tool_call_id="call", artifact={"set": {1, 2}, 3: "three"}),
     "system": SystemMessage(["be", {"type": "text", "text": "brief"}], additional_kwargs={"when": {1: (2, 3)}}),
-    "chat": ChatMessage("hello", role="critic"),
+    "chat": ChatMessage(content="hello", role="critic"),
     "function": FunctionMessage(content="42", name="answer"),
     "chunk": AIMessageChunk(content="par", tool_call_chunks=[{"name": "f", "args": "{", "id": "1", "index": 0}]),
     "calls of old": AIMessage("", additional_kwargs={"tool_calls": [CALL_OF_OLD]}),
