@@ -155,7 +155,10 @@ It also has to fit MySQL's max_allowed_packet.
 
 def is_large(rows: Sequence[Parameters]) -> bool:
     """Whether the blobs of some rows are too much for one statement."""
-    return sum(len(row["blob"]) for row in rows) > LARGE_BYTES
+    size = 0
+    for row in rows:
+        size += len(row["blob"])
+    return size > LARGE_BYTES
 
 
 def batches(rows: Sequence[Parameters], most: int) -> Iterator[Sequence[Parameters]]:
