@@ -17,7 +17,7 @@ from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
-from sa_checkpoint import _libpq
+from sa_checkpoint import _asyncpg, _libpq
 
 # Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
 # no statement that writes can have.
@@ -88,6 +88,8 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
             found = _libpq.execute(pooled.driver_connection, text, parameters, fetch=fetch)
             if found is not None:
                 return found
+        if dialect.driver == "asyncpg" and not many and _asyncpg.may_fetch(pooled.dbapi_connection):
+            return _asyncpg.fetch(pooled.dbapi_connection, text, parameters)
         cursor = pooled.cursor()
         if dialect.driver == "asyncpg":
             _forget_old_schema(cursor, dialect)

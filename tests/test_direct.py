@@ -239,7 +239,10 @@ async def open_connections(engine: Engine | AsyncEngine, number: int) -> None:
 async def test_a_migration_under_way_is_met_as_by_sqlalchemy(
     database: Database, thread: str, bind: str, by_itself: bool
 ) -> None:
-    """asyncpg refuses a prepared statement whose columns have other types now; SQLAlchemy prepares it again."""
+    """asyncpg refuses a prepared statement whose columns have other types now, and SQLAlchemy prepares it again.
+
+    In autocommit asyncpg does so by itself, and nobody sees an error.
+    """
     found = {}
     for listens in (True, False):
         async with database.engine(pool_size=2, max_overflow=0) as engine:
@@ -270,8 +273,8 @@ async def test_a_migration_under_way_is_met_as_by_sqlalchemy(
                             await client.delete_thread(thread)
                             await connection.commit()
                 found[listens] = outcomes
-    assert found[False] == found[True]
-    assert len(found[False]) == (0 if by_itself else 2)
+    assert found[False] == ([] if bind == "engine" else found[True])
+    assert len(found[True]) == (0 if by_itself else 2)
 
 
 async def alter(target: AsyncEngine | Database, type_: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import pq
+from psycopg.types.string import StrDumper
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
@@ -62,11 +63,18 @@ def step(saver: SQLAlchemySaver, thread: str, value: object = "ä€😀") -> No
     assert found.pending_writes == [("task", "a", value), ("task", "b", b"\0\xff")]
 
 
+def used(engine: Engine, thread: str, uses: int) -> SQLAlchemySaver:
+    """A saver with a connection on which each statement was executed so often: after 5 the next call prepares it."""
+    saver = SQLAlchemySaver(engine)
+    for _ in range(uses):
+        step(saver, f"{thread} before")
+    assert bool(ours(engine)) == (uses > 5)
+    return saver
+
+
 def warmed(engine: Engine, thread: str) -> SQLAlchemySaver:
     """A saver whose statements are prepared on the engine's one connection."""
-    saver = SQLAlchemySaver(engine)
-    for _ in range(7):
-        step(saver, f"{thread} before")
+    saver = used(engine, thread, 7)
     assert len(ours(engine)) == 3
     return saver
 
@@ -143,16 +151,45 @@ def test_a_connection_class_of_the_applications_own_has_all_statements(database:
 
 @on_psycopg
 @pytest.mark.parametrize("statement", ["DISCARD ALL", "DEALLOCATE ALL"])
-def test_statements_that_somebody_has_deallocated_are_left_to_psycopg(
+def test_statements_that_somebody_has_deallocated_are_prepared_again_some_times(
     database: Database, thread: str, statement: str
 ) -> None:
     with engine_of(database) as engine:
         saver = warmed(engine, thread)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql(statement)
+        for left in (3, 3, 0):
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql(statement)
+            for _ in range(8):
+                step(saver, thread)
+            assert len(ours(engine)) == left
+
+
+@on_psycopg
+def test_a_rollback_that_costs_psycopg_its_statements_costs_ours_no_more(database: Database, thread: str) -> None:
+    with engine_of(database) as engine:
+        saver = warmed(engine, thread)
+        with engine.connect() as connection:
+            for _ in range(8):
+                connection.execute(text("SELECT 1 FROM checkpoints WHERE thread_id = :thread"), {"thread": thread})
+        assert ours(engine) == []
         for _ in range(8):
             step(saver, thread)
-        assert ours(engine) == []
+        assert len(ours(engine)) == 3
+
+
+@on_psycopg
+def test_a_name_that_is_taken_is_left_alone(database: Database, thread: str) -> None:
+    with engine_of(database) as engine:
+        warmed(engine, thread)
+        (name, *_) = ours(engine)
+    with engine_of(database) as engine:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"PREPARE {name} AS SELECT 'mine'")
+        saver = SQLAlchemySaver(engine)
+        for _ in range(8):
+            step(saver, thread)
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql(f"EXECUTE {name}").scalar() == "mine"
 
 
 @on_psycopg
@@ -221,47 +258,72 @@ def waiting(engine: Engine) -> list[int]:
         return list(connection.scalars(text(statement)))
 
 
+at_any_stage = pytest.mark.parametrize("uses", [4, 5, 7])
+
+
 @on_psycopg
-def test_a_timeout_and_a_cancellation_by_the_server_are_errors_once(database: Database, thread: str) -> None:
+@at_any_stage
+@pytest.mark.parametrize("setting", ["statement_timeout", "lock_timeout"])
+def test_a_timeout_is_an_error_once(database: Database, thread: str, uses: int, setting: str) -> None:
     with engine_of(database) as engine, engine_of(database) as other:
-        saver = warmed(engine, thread)
-        with engine.connect() as connection:
-            driver_of(connection).autocommit = True
-            driver_of(connection).execute("SET statement_timeout = '300ms'")
-            driver_of(connection).autocommit = False
+        saver = used(engine, thread, uses)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql(f"SET {setting} = '400ms'")
         with locked(other):
             start = time.monotonic()
-            with pytest.raises(OperationalError, match="statement timeout"):
+            with pytest.raises(OperationalError, match="timeout"):
                 saver.get_tuple(config_of(thread))
-            assert time.monotonic() - start < 0.55  # it was not tried again
+            assert time.monotonic() - start < 0.75  # it was not tried again
+        step(saver, thread)
+
+
+@contextmanager
+def when_it_waits(other: Engine, function: str) -> Iterator[None]:
+    """Lock a table, and when somebody waits for it, have a function of the server's do something to them."""
+
+    def act() -> None:
+        while not (pids := waiting(other)):
+            time.sleep(0.01)
+        with other.connect() as connection:
+            connection.execute(text(f"SELECT {function}(:pid)"), {"pid": pids[0]})
+
+    acting = threading.Thread(target=act)
+    with locked(other):
+        acting.start()
+        yield
+        acting.join()
+
+
+@on_psycopg
+@at_any_stage
+def test_a_statement_that_the_server_cancels_is_an_error_and_not_stored(
+    database: Database, thread: str, uses: int
+) -> None:
+    with engine_of(database) as engine, engine_of(database, pool_size=2) as other:
+        saver = used(engine, thread, uses)
+        with when_it_waits(other, "pg_cancel_backend"), pytest.raises(OperationalError, match="canceling statement"):
+            saver.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        assert saver.get_tuple(config_of(thread)) is None
         step(saver, thread)
 
 
 @on_psycopg
-def test_a_connection_that_the_server_ends_meanwhile_is_given_up(database: Database, thread: str) -> None:
+@at_any_stage
+def test_a_connection_that_the_server_ends_is_given_up(database: Database, thread: str, uses: int) -> None:
     with engine_of(database) as engine, engine_of(database, pool_size=2) as other:
-        saver = warmed(engine, thread)
-
-        def end() -> None:
-            while not (pids := waiting(other)):
-                time.sleep(0.01)
-            with other.connect() as connection:
-                connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pids[0]})
-
-        ending = threading.Thread(target=end)
-        with locked(other):
-            ending.start()
-            with pytest.raises(OperationalError) as caught:
-                saver.get_tuple(config_of(thread))
-            ending.join()
+        saver = used(engine, thread, uses)
+        with when_it_waits(other, "pg_terminate_backend"), pytest.raises(OperationalError) as caught:
+            saver.get_tuple(config_of(thread))
         assert caught.value.connection_invalidated
+        assert isinstance(caught.value.orig, psycopg.errors.AdminShutdown)
         step(saver, thread)
 
 
 @on_psycopg
-def test_an_interrupt_ends_the_statement_in_the_server(database: Database, thread: str) -> None:
+@at_any_stage
+def test_an_interrupt_ends_the_statement_in_the_server(database: Database, thread: str, uses: int) -> None:
     with engine_of(database) as engine, engine_of(database, pool_size=2) as other:
-        saver = warmed(engine, thread)
+        saver = used(engine, thread, uses)
         with locked(other):
             signal.signal(signal.SIGALRM, signal.default_int_handler)
             signal.setitimer(signal.ITIMER_REAL, 0.3)
@@ -272,6 +334,37 @@ def test_an_interrupt_ends_the_statement_in_the_server(database: Database, threa
                 time.sleep(0.01)
             assert waiting(other) == []
         assert saver.get_tuple(config_of(thread)) is None
+        step(saver, thread)
+
+
+@on_psycopg
+def test_dumpers_of_the_applications_own_are_used_from_first_to_last(database: Database, thread: str) -> None:
+    class Upper(StrDumper):
+        def dump(self, obj: str) -> Any:
+            return super().dump(obj.replace("before", "BEFORE"))
+
+    with engine_of(database) as engine:
+        event.listen(engine, "connect", lambda connection, _: connection.adapters.register_dumper(str, Upper))
+        saver = SQLAlchemySaver(engine)
+        for _ in range(8):
+            step(saver, f"{thread} before")
+        assert ours(engine) == []
+        with engine.connect() as connection:
+            stored = connection.exec_driver_sql("SELECT DISTINCT thread_id FROM checkpoints").scalars().all()
+        assert f"{thread} BEFORE" in stored
+        assert f"{thread} before" not in stored
+
+
+@on_psycopg
+def test_the_type_of_bytes_does_not_depend_on_the_column(database: Database, thread: str) -> None:
+    with engine_of(database) as engine, engine_of(database) as other:
+        with other.begin() as connection:
+            connection.exec_driver_sql(f'CREATE DOMAIN "{thread}" AS bytea')
+            connection.exec_driver_sql(f'ALTER TABLE checkpoint_writes ALTER COLUMN blob TYPE "{thread}"')
+        saver = warmed(engine, thread)
+        with other.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE checkpoint_writes ALTER COLUMN blob TYPE bytea")
+            connection.exec_driver_sql(f'DROP DOMAIN "{thread}"')
         step(saver, thread)
 
 
@@ -351,7 +444,8 @@ def test_strings_bytes_numbers_and_null_are_sent_as_they_are(database: Database)
 
 
 def test_parameters_are_numbered_as_they_come_and_percent_signs_stay() -> None:
-    statement = _libpq._Statement("SELECT %(b)s, %(a)s, %(b)s, '100%%'", 7)
+    statement = _libpq._Statement("SELECT %(b)s, %(a)s, %(b)s, '100%%'")
     assert statement.text == b"SELECT $1, $2, $1, '100%'"
     assert statement.parameters == ["b", "a"]
-    assert statement.name == b"sa_checkpoint_7"
+    assert statement.name == _libpq._Statement("SELECT %(d)s, %(c)s, %(d)s, '100%%'").name
+    assert statement.name != _libpq._Statement("SELECT %(b)s, %(a)s, %(a)s, '100%%'").name

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from enum import Enum
+from functools import partial, wraps
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.load.serializable import Serializable
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage, human
+from langgraph.checkpoint.serde import jsonplus
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.event_hooks import register_serde_event_listener
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from ormsgpack import OPT_NON_STR_KEYS, Ext, packb
 from pydantic import BaseModel
@@ -199,28 +204,6 @@ def called(name: str, function: Callable[[], object]) -> int:
     return count
 
 
-def test_a_constructor_that_somebody_has_replaced_is_called(
-    monkeypatch: pytest.MonkeyPatch, again: Any, nothing_known: None
-) -> None:
-    stored = SERDE.dumps_typed([HumanMessage("x")] * 3)
-    told: list[str] = []
-    original = HumanMessage.__init__
-
-    def telling(self: HumanMessage, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        told.append(str(self.content))
-
-    def read() -> None:
-        monkeypatch.setattr(HumanMessage, "__init__", telling)
-        reading(SERDE).loads_typed(stored)
-        assert told == ["x"] * 3
-        monkeypatch.undo()
-        reading(SERDE).loads_typed(stored)
-        assert told == ["x"] * 3
-
-    again(read)
-
-
 class Upper(JsonPlusSerializer):
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         return "upper", super().dumps_typed(obj)[1]
@@ -275,11 +258,7 @@ def test_types_that_are_not_allowed_stay_blocked() -> None:
 
 
 @pytest.mark.usefixtures("nothing_known")
-def test_a_class_that_langgraph_treats_otherwise_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = lambda _value: packb("packed otherwise")  # noqa: E731
-    monkeypatch.setattr(_messages, "_pack_other", other)
-    for _ in range(3):
-        assert dumps_typed(SERDE, AIMessage("x")) == ("msgpack", packb(packb("packed otherwise")))
+def test_a_class_that_langgraph_makes_otherwise_is_left_to_it() -> None:
     serde = JsonPlusSerializer()
     hook = serde._unpack_ext_hook
     serde._unpack_ext_hook = lambda code, data: hook(code, data).model_copy(update={"name": "made otherwise"})
@@ -287,9 +266,129 @@ def test_a_class_that_langgraph_treats_otherwise_is_left_to_it(monkeypatch: pyte
         assert reading(serde).loads_typed(SERDE.dumps_typed(AIMessage("x"))).name == "made otherwise"
 
 
-@pytest.mark.parametrize("name", ["_OPTION", "_pack_other", "_SAFE_TYPES"])
+def redacting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that hides secrets, as an application may put it around one of its libraries'."""
+
+    @wraps(function)
+    def redacted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = function(self, *args, **kwargs)
+        if isinstance(result, dict):
+            return {key: "*" if value == "secret" else value for key, value in result.items()}
+        tag, data = result if isinstance(result, tuple) else (None, result)
+        if isinstance(data, bytes):
+            data = data.replace(b"secret", b"******")
+        return data if tag is None else (tag, data)
+
+    return redacted
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (HumanMessage, "model_dump"),
+        (BaseMessage, "model_dump"),
+        (BaseModel, "model_dump"),
+        (jsonplus, "_msgpack_enc"),
+        (JsonPlusSerializer, "dumps_typed"),
+    ],
+)
+def test_what_was_put_around_a_function_is_asked(
+    owner: Any, name: str, again: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store() -> None:
+        monkeypatch.setattr(owner, name, redacting(getattr(owner, name)))
+        harmless, secret = [HumanMessage("harmless", response_metadata={"set": {1}})], [HumanMessage("secret")]
+        for value in (harmless, [HumanMessage("harmless")], secret):
+            assert dumps_typed(SERDE, value) == SERDE.dumps_typed(value)
+        assert b"secret" not in dumps_typed(SERDE, secret)[1]
+
+    again(store)
+
+
+def test_what_was_put_around_a_function_before_we_were_imported_is_asked() -> None:
+    script = """
+from functools import wraps
+from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+original = JsonPlusSerializer.dumps_typed
+@wraps(original)
+def encrypting(self, value):
+    tag, data = original(self, value)
+    return tag + "+own", bytes(255 - byte for byte in data)
+JsonPlusSerializer.dumps_typed = encrypting
+from sa_checkpoint._messages import dumps_typed
+for _ in range(3):
+    tag, data = dumps_typed(JsonPlusSerializer(), [HumanMessage("secret")])
+    assert tag == "msgpack+own" and b"secret" not in data, (tag, data)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_was_put_around_an_encrypting_serde_is_asked() -> None:
+    serde: Any = EncryptedSerializer.from_pycryptodome_aes(key=KEY)
+    usual = serde.dumps_typed
+    serde.dumps_typed = lambda value: usual({"redacted": True})
+    assert serde.loads_typed(dumps_typed(serde, AIMessage("secret"))) == {"redacted": True}
+    assert reading(serde) is serde
+
+
+@pytest.mark.parametrize("owner", [HumanMessage, BaseMessage, Serializable])
+@pytest.mark.parametrize("wrapping", [True, False])
+def test_a_constructor_that_somebody_has_replaced_is_called(
+    owner: Any, wrapping: bool, again: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = SERDE.dumps_typed([HumanMessage("x")] * 3)
+    told: list[str] = []
+    original = owner.__init__
+
+    def telling(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        told.append(str(self.content))
+
+    def read() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, "__init__", wraps(original)(telling) if wrapping else telling)
+            reading(SERDE).loads_typed(stored)
+            assert told == ["x"] * 3
+        reading(SERDE).loads_typed(stored)
+        assert told == ["x"] * 3
+
+    again(read)
+
+
+def test_a_class_that_somebody_has_replaced_is_used(again: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(HumanMessage):
+        pass
+
+    def read() -> None:
+        monkeypatch.setattr(human, "HumanMessage", Own)
+        assert type(reading(SERDE).loads_typed(stored)) is Own
+
+    stored = SERDE.dumps_typed(HumanMessage("x"))
+    again(read)
+
+
+class Mood(Enum):
+    GOOD = 1
+
+
+@pytest.mark.parametrize("more", [{}, {"more": "fields"}])
+def test_langgraph_is_told_once_of_a_type_that_it_does_not_know(again: Any, more: dict[str, Any]) -> None:
+    stored = SERDE.dumps_typed([AIMessage("x", additional_kwargs={"mood": Mood.GOOD}, **more)])
+
+    def events_of(serde: SerializerProtocol) -> list[Any]:
+        events: list[Any] = []
+        remove = register_serde_event_listener(events.append)
+        serde.loads_typed(stored)
+        remove()
+        return events
+
+    assert again(lambda: events_of(reading(SERDE))) == events_of(SERDE) != []
+
+
+@pytest.mark.parametrize("name", ["_OPTION", "_ENCODERS", "_SAFE_TYPES", "_MODEL_DUMP"])
 @pytest.mark.usefixtures("nothing_known")
 def test_without_what_is_needed_of_langgraph_all_is_left_to_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(_messages, name, frozenset() if name == "_SAFE_TYPES" else None)
     assert_stored_and_read_alike([AIMessage("x"), AIMessage("y")])
-    assert not _messages._MAKERS if name == "_SAFE_TYPES" else not _messages._PACKED
+    assert not (_messages._MAKERS if name == "_SAFE_TYPES" else _messages._PACKED)
