@@ -13,14 +13,13 @@ from sqlalchemy.util import await_only
 
 
 def may_fetch(adapter: Any) -> bool:
-    """Whether a statement may be executed by `fetch`: in autocommit, where statements are prepared at all.
+    """Whether a statement may be executed by `fetch`: in no transaction, where statements are prepared at all.
 
     Args:
         adapter: SQLAlchemy's connection of asyncpg.
     """
     return (
-        adapter.autocommit
-        and getattr(adapter, "_prepared_statement_cache", None) is not None
+        getattr(adapter, "_prepared_statement_cache", None) is not None
         and hasattr(adapter, "_handle_exception")
         and hasattr(adapter, "_execute_mutex")
         and not adapter.driver_connection.is_in_transaction()

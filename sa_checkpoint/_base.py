@@ -99,7 +99,12 @@ class BaseSQLAlchemySaver(BaseCheckpointSaver[str]):
             connection = None
             try:
                 return self._bind.run(
-                    work, cancellation, writes=operation.writes, is_one=is_one, is_short=not operation.is_several
+                    work,
+                    cancellation,
+                    writes=operation.writes,
+                    is_one=is_one,
+                    is_short=not operation.is_several,
+                    is_constant=operation.is_constant,
                 )
             except DBAPIError as error:
                 if is_schema_error(error):

@@ -12,7 +12,7 @@ import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -30,8 +30,9 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sa_checkpoint import _transactions, _turns
 from sa_checkpoint._cancellation import Cancellation
-from sa_checkpoint._direct import has_listeners
+from sa_checkpoint._direct import has_listeners, is_plain
 from sa_checkpoint._groups import Groups
+from sa_checkpoint._single import NotSingle, Single
 from sa_checkpoint._urls import is_memory
 from sa_checkpoint.errors import InvalidBind
 from sa_checkpoint.models import Checkpoint
@@ -91,6 +92,7 @@ class Bind(ABC):
         writes: bool = True,
         is_one: IsOne = _unknown,
         is_short: bool = False,
+        is_constant: bool = False,
     ) -> T | None:
         """Do an operation's work on a Connection, as `connect` has it.
 
@@ -100,6 +102,7 @@ class Bind(ABC):
             writes: As for `connect`.
             is_one: As for `connect`.
             is_short: As for `connect`.
+            is_constant: Whether its statements never change, so that SQLAlchemy is not needed to execute them.
 
         Returns:
             What the work returned.
@@ -139,6 +142,7 @@ class EngineBind(Bind):
         self.source = engine
         self._autocommit = autocommit
         self._groups = Groups(engine, self.turn, self._checked_out, is_async=is_async)
+        self._takes_singles = type(engine) is Engine and not isinstance(engine.pool, StaticPool)
 
     def connect(
         self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown, is_short: bool = False
@@ -154,9 +158,15 @@ class EngineBind(Bind):
 
     @contextmanager
     def _checked_out(
-        self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown, is_short: bool = False
+        self,
+        cancellation: Cancellation,
+        *,
+        writes: bool = True,
+        is_one: IsOne = _unknown,
+        is_short: bool = False,
+        pooled: Any = None,
     ) -> Iterator[Connection]:
-        with self.source.connect() as connection:
+        with self.source.connect() if pooled is None else Connection(self.source, pooled) as connection:
             self.protect(self.source.dialect, cancellation)
             single = is_one(connection.dialect)
             with _transactions.own(
@@ -166,6 +176,35 @@ class EngineBind(Bind):
                 cancellation.check()
             # What is left is the pool's ROLLBACK. SQLAlchemy 2.0 loses a connection that is cancelled in that.
             cancellation.protect()
+
+    def run(
+        self,
+        work: Callable[[Connection], T],
+        cancellation: Cancellation,
+        *,
+        writes: bool = True,
+        is_one: IsOne = _unknown,
+        is_short: bool = False,
+        is_constant: bool = False,
+    ) -> T | None:
+        if not (is_constant and self._takes_singles and is_one(self.source.dialect) and self._is_unobserved()):
+            return super().run(work, cancellation, writes=writes, is_one=is_one, is_short=is_short)
+        with Single(self.source) as single:
+            if not _transactions.may_autocommit(single.as_connection, self._autocommit):
+                with self._checked_out(cancellation, writes=writes, pooled=single.release()) as connection:
+                    return work(connection)
+            with suppress(NotSingle):
+                self.protect(self.source.dialect, cancellation)
+                result = work(single.as_connection)
+                cancellation.check()
+                cancellation.protect()  # as in `_checked_out`
+                return result
+        self._takes_singles = False
+        return super().run(work, cancellation, writes=writes, is_one=is_one, is_short=is_short)
+
+    def _is_unobserved(self) -> bool:
+        is_heard = getattr(Connection, "_has_events", True) or self.source.get_execution_options()
+        return not is_heard and is_plain(self.source)
 
     def groups(self) -> Groups | None:
         # Writers wait for each other on SQLite. Whoever listens expects a transaction, or a connection, for each of

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
 from sa_checkpoint import _asyncpg, _libpq
+from sa_checkpoint._single import Single
 
 # Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
 # no statement that writes can have.
@@ -45,18 +46,25 @@ def has_listeners(connection: Connection | Engine) -> bool:
 
 def is_unobserved(connection: Connection) -> bool:
     """Whether nobody would notice: no listener, no log, no dialect of another's, and a transaction as it should be."""
-    dialect = connection.dialect
-    if dialect.driver not in _DRIVERS or has_listeners(connection):
+    if getattr(connection, "_has_events", True) or not is_plain(connection.engine):
+        return False
+    for transaction in (connection.get_transaction(), connection.get_nested_transaction()):
+        if not (transaction is None or transaction.is_active):
+            return False  # SQLAlchemy says why
+    return True
+
+
+def is_plain(engine: Engine) -> bool:
+    """Whether nobody listens to an engine, it does not log, and its dialect is SQLAlchemy's."""
+    dialect = engine.dialect
+    if dialect.driver not in _DRIVERS or has_listeners(engine):
         return False
     for class_ in (type(dialect), dialect.execution_ctx_cls):
         if not class_.__module__.startswith("sqlalchemy."):
             return False  # it may do something at each execution
     if dialect.driver == "asyncpg" and not hasattr(dialect, "_invalidate_schema_cache_asof"):
         return False
-    for transaction in (connection.get_transaction(), connection.get_nested_transaction()):
-        if not (transaction is None or transaction.is_active):
-            return False  # SQLAlchemy says why
-    is_logged = connection.engine.logger.isEnabledFor(logging.INFO)
+    is_logged = engine.logger.isEnabledFor(logging.INFO)
     return not (is_logged or (dialect.driver == "psycopg2" and _NOTICES.isEnabledFor(logging.INFO)))
 
 
@@ -78,18 +86,23 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
     """
     if not direct:
         return rows_of(connection.exec_driver_sql(text, parameters, execution_options=BUFFERED), fetch=fetch)
-    dialect, pooled = connection.dialect, connection.connection
+    dialect: Any = connection.dialect
+    pooled: Any = connection.connection
+    single: Any = connection if isinstance(connection, Single) else None
     many = isinstance(parameters, list)
     cursor = None
     try:
         if dialect.driver == "aiosqlite":
             return _execute_in_thread(pooled.driver_connection, text, parameters, many=many)
-        if dialect.driver == "psycopg" and not many:
+        if dialect.driver == "psycopg" and not many and (single or pooled.driver_connection.autocommit):
             found = _libpq.execute(pooled.driver_connection, text, parameters, fetch=fetch)
             if found is not None:
                 return found
-        if dialect.driver == "asyncpg" and not many and _asyncpg.may_fetch(pooled.dbapi_connection):
-            return _asyncpg.fetch(pooled.dbapi_connection, text, parameters)
+        if dialect.driver == "asyncpg" and not many and (single or pooled.dbapi_connection.autocommit):
+            if _asyncpg.may_fetch(pooled.dbapi_connection):
+                return _asyncpg.fetch(pooled.dbapi_connection, text, parameters)
+        if single:
+            single.autocommit()
         cursor = pooled.cursor()
         if dialect.driver == "asyncpg":
             _forget_old_schema(cursor, dialect)

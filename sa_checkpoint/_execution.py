@@ -101,6 +101,7 @@ class Operation(Generic[T]):
         decode: Makes the result of what `work` returned, when the connection has been given back.
         writes: Whether it changes anything.
         is_several: Whether it is several statements anywhere: the maintenance of a thread, or what `is_large`.
+        is_constant: Whether its statements are the same each time, but for their parameters.
         weigh: How many bytes there are to deserialise in the result of `work`.
     """
 
@@ -108,6 +109,7 @@ class Operation(Generic[T]):
     decode: Callable[[Any], T]
     writes: bool = True
     is_several: bool = False
+    is_constant: bool = False
     weigh: Callable[[Any], int] = lambda _result: 0
 
     def is_one_statement(self, dialect: Dialect, schema: str | None) -> bool:
@@ -126,7 +128,11 @@ class Operation(Generic[T]):
 
 
 def writing(
-    work: Callable[[Strategy, Transaction], None], result: T, *, rows: Sequence[Parameters] = ()
+    work: Callable[[Strategy, Transaction], None],
+    result: T,
+    *,
+    rows: Sequence[Parameters] = (),
+    is_constant: bool = False,
 ) -> Operation[T]:
     """An operation that has its result beforehand.
 
@@ -134,9 +140,11 @@ def writing(
         work: What it does.
         result: Its result.
         rows: What it writes, if that may be large.
+        is_constant: As for the operation.
     """
     return Operation(
         lambda transaction: work(transaction.strategy, transaction),
         lambda _nothing: result,
         is_several=is_large(rows),
+        is_constant=is_constant,
     )

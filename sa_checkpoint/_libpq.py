@@ -82,7 +82,7 @@ _STATEMENTS: WeakKeyDictionary[Any, _Statements] = WeakKeyDictionary()
 
 
 def execute(driver: Any, text: str, parameters: Mapping[str, Any], *, fetch: bool) -> Sequence[Any] | None:
-    """Execute a statement on a connection that is in autocommit and in no transaction.
+    """Execute a statement on a connection that is in no transaction, in which case it is committed by itself.
 
     Args:
         driver: A connection of psycopg's.
@@ -152,7 +152,6 @@ def _is_usual(driver: Any, psycopg: Any) -> bool:
     pgconn = driver.pgconn
     return (
         type(driver) is psycopg.Connection
-        and driver.autocommit
         and driver.prepare_threshold is not None
         and driver.cursor_factory in psycopg.cursors
         and pgconn.transaction_status == psycopg.IDLE

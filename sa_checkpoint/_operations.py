@@ -97,6 +97,7 @@ def put(
         lambda strategy, executor: strategy.put(executor, row, values.blobs, named, shared=shared),
         saved,
         rows=values.blobs,
+        is_constant=True,
     )
 
 
@@ -137,7 +138,10 @@ def put_writes(
     # In one order for all, so that two transactions that store the same writes do not wait for each other.
     batch = [rows[idx] for idx in sorted(rows)]
     return writing(
-        lambda strategy, executor: strategy.put_writes(executor, task, batch, replace=replaces), None, rows=batch
+        lambda strategy, executor: strategy.put_writes(executor, task, batch, replace=replaces),
+        None,
+        rows=batch,
+        is_constant=True,
     )
 
 
@@ -161,7 +165,7 @@ def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[Ch
     def decode(rows: Rows) -> CheckpointTuple | None:
         return next((record.load(reading(serde)) for record in records_of(rows)), None)
 
-    return Operation(work, decode, writes=False, weigh=weight_of)
+    return Operation(work, decode, writes=False, is_constant=True, weigh=weight_of)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def own(
         is_short: Whether nothing comes after the last statement that depends on it.
         autocommit: Whether that may be committed by itself: if None, unless `_needs_begin`.
     """
-    if is_one and _may_autocommit(connection, autocommit):
+    if is_one and may_autocommit(connection, autocommit):
         return _in_autocommit(connection)
     if is_short and autocommit is not False and _may_end_with_last(connection):
         return _ended_with_last(connection, writes=writes)
@@ -127,7 +127,8 @@ def _leave_autocommit(connection: Connection, driver: Any) -> None:
             raise  # an awaited call has been given up
 
 
-def _may_autocommit(connection: Connection, autocommit: bool | None) -> bool:
+def may_autocommit(connection: Connection, autocommit: bool | None) -> bool:
+    """Whether a single statement may be committed by itself on a connection that was just checked out."""
     if autocommit is False or connection.dialect.driver not in _AUTOCOMMITTING:
         return False
     if connection.in_transaction() or is_in_transaction(connection):

@@ -107,7 +107,11 @@ def set_no_threshold(engine: Engine) -> None:
 
 
 def set_encoding(engine: Engine) -> None:
-    event.listen(engine, "connect", lambda connection, _: connection.execute("SET client_encoding = 'EUC_JIS_2004'"))
+    def connect(connection: Any, _record: Any) -> None:
+        connection.execute("SET client_encoding = 'EUC_JIS_2004'")
+        connection.commit()
+
+    event.listen(engine, "connect", connect)
 
 
 class OwnCursor(psycopg.Cursor[Any]):

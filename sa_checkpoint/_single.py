@@ -1,0 +1,122 @@
+"""A connection for a single statement that is committed by itself, on an engine where nobody listens.
+
+It is the pool's, without SQLAlchemy's Connection around it: that and its transaction take longer than what is left to
+do of a short call, when its code has to come into the processor's caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self, cast
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+
+class NotSingle(Exception):
+    """It takes SQLAlchemy's Connection. Nothing has been executed."""
+
+
+class Single:
+    """As much of a Connection as such a statement takes.
+
+    Attributes:
+        engine: The engine.
+        dialect: Its dialect.
+        connection: The pool's connection, which is SQLAlchemy's adapter of the driver's.
+        closed: Whether it has been given back.
+        invalidated: Whether the pool has given up the connection.
+    """
+
+    _has_events = False
+
+    def __init__(self, engine: Engine) -> None:
+        """Check it out.
+
+        Raises:
+            DBAPIError: As SQLAlchemy raises it.
+        """
+        self.engine = engine
+        self.dialect: Any = engine.dialect
+        dbapi_error = self.dialect.loaded_dbapi.Error
+        try:
+            self.connection: Any = engine.raw_connection()
+        except dbapi_error as error:
+            raise DBAPIError.instance(
+                None,
+                None,
+                error,
+                dbapi_error,
+                hide_parameters=engine.hide_parameters,
+                connection_invalidated=self.dialect.is_disconnect(error, None, None),
+                dialect=self.dialect,
+            ) from error
+        self.closed = self.invalidated = False
+        self._is_switched = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    @property
+    def as_connection(self) -> Connection:
+        """Itself, for what takes a Connection and uses no more of it."""
+        return cast(Connection, self)
+
+    def release(self) -> Any:
+        """The pool's connection, which the caller gives back."""
+        self.closed = True
+        return self.connection
+
+    def get_execution_options(self) -> Mapping[str, Any]:
+        return self.engine.get_execution_options()
+
+    def get_transaction(self) -> None:
+        """There is none."""
+
+    get_nested_transaction = get_transaction
+
+    def in_transaction(self) -> bool:
+        return False
+
+    def execute(self, *_args: Any, **_kwargs: Any) -> Any:
+        """SQLAlchemy would execute this."""
+        raise NotSingle
+
+    def autocommit(self) -> None:
+        """Have the driver commit what its cursors execute, until the connection is closed."""
+        driver = self.connection.dbapi_connection
+        if not driver.autocommit:
+            self._is_switched = True
+            driver.autocommit = True
+
+    def exec_driver_sql(self, statement: str) -> None:
+        """Have SQLAlchemy execute a statement, so that it finds out if the server is gone, and gives up the pool."""
+        connection = Connection(self.engine, self.connection)
+        try:
+            connection.exec_driver_sql(statement)
+        finally:
+            self.closed = self.invalidated = connection.invalidated
+
+    def invalidate(self, error: BaseException | None = None) -> None:
+        """Have the pool give up the connection."""
+        self.closed = self.invalidated = True
+        self.connection.invalidate(error)
+
+    def close(self) -> None:
+        """Give the connection back as it was."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._is_switched:
+            try:
+                self.connection.dbapi_connection.autocommit = False
+            except BaseException as error:
+                # The pool must not hand out a connection on which nothing can be rolled back.
+                self.invalidate(error)
+                if not isinstance(error, Exception):
+                    raise  # an awaited call has been given up
+                return
+        self.connection.close()

@@ -1,0 +1,202 @@
+"""A call of one statement on PostgreSQL takes the pool's connection as it is, and nobody can tell but by the time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, QueuePool, event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
+from sa_checkpoint._binds import EngineBind
+from sa_checkpoint.errors import SchemaOutOfDate
+from tests.backends import BACKENDS, Client, Database, done, entered, on_backends, on_strategies, saver_on
+from tests.checkpoints import checkpoint_of, config_of
+from tests.hosts import sync_engine_of
+from tests.usage import use
+
+on_postgresql = on_strategies("postgresql")
+on_psycopg = on_backends(*(backend for backend in BACKENDS if backend.id == "psycopg"))
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
+    """The Connections that SQLAlchemy makes."""
+    made: list[Connection] = []
+    usual = Connection.__init__
+
+    def init(self: Connection, *args: Any, **kwargs: Any) -> None:
+        made.append(self)
+        usual(self, *args, **kwargs)
+
+    monkeypatch.setattr(Connection, "__init__", init)
+    return made
+
+
+async def calls(client: Client, thread: str) -> None:
+    saved = await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+    await client.put_writes(saved, [("a", 1), ("b", [2])], "task")
+    assert (await client.load(saved)).pending_writes == [("task", "a", 1), ("task", "b", [2])]
+
+
+@on_postgresql
+async def test_a_call_makes_no_connection_of_sqlalchemys(
+    database: Database, thread: str, connections: list[Connection]
+) -> None:
+    async with database.engine() as engine:
+        client = Client(saver_on(engine), database.backend)
+        await calls(client, thread)  # SQLAlchemy looks at the server with a Connection of its own first
+        connections.clear()
+        for number in range(8):
+            await calls(client, f"{thread} {number}")
+        assert connections == []
+        await use(client, f"{thread} all")
+
+
+def listen(engine: Engine) -> None:
+    event.listen(engine, "before_cursor_execute", lambda *_: None)
+
+
+def set_level(engine: Engine) -> None:
+    event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", 4))
+
+
+def begin_at_checkout(engine: Engine) -> None:
+    def checkout(dbapi_connection: Any, *_: Any) -> None:
+        cursor = dbapi_connection.cursor()
+        cursor.execute("SELECT 1")
+        cursor.close()
+
+    event.listen(engine, "checkout", checkout)
+
+
+@on_psycopg
+@pytest.mark.parametrize("set_up", [listen, set_level, begin_at_checkout])
+async def test_sqlalchemys_connection_serves_where_the_application_has_set_something(
+    database: Database, thread: str, connections: list[Connection], set_up: Callable[[Engine], None]
+) -> None:
+    async with database.engine(pool_size=1, max_overflow=0) as engine:
+        client = Client(saver_on(engine), database.backend)
+        set_up(sync_engine_of(engine))
+        await calls(client, f"{thread} before")
+        connections.clear()
+        checkouts: list[Any] = []
+        event.listen(sync_engine_of(engine), "checkout", lambda *_: checkouts.append(1))
+        await calls(client, thread)
+        assert len(connections) == len(checkouts) == 3
+        assert all(connection.closed for connection in connections)
+
+
+@on_psycopg
+async def test_options_of_an_engine_are_those_of_its_connections(
+    database: Database, thread: str, connections: list[Connection]
+) -> None:
+    async with database.engine() as engine:
+        await calls(Client(saver_on(engine), database.backend), f"{thread} before")
+        connections.clear()
+        optioned = engine.execution_options(isolation_level="SERIALIZABLE")
+        await calls(Client(saver_on(optioned), database.backend), thread)
+        assert len(connections) == 3
+
+
+@on_postgresql
+async def test_a_connection_goes_back_to_the_pool_as_it_was(database: Database, thread: str) -> None:
+    async with database.engine(pool_size=1, max_overflow=0, pool_timeout=5) as engine:
+        client = Client(saver_on(engine), database.backend)
+        pool: Any = sync_engine_of(engine).pool
+        assert isinstance(pool, QueuePool | AsyncAdaptedQueuePool)
+        for number in range(8):
+            await calls(client, f"{thread} {number}")
+            assert pool.checkedout() == 0
+        with pytest.raises(SchemaOutOfDate):
+            async with entered(engine.connect()) as connection:
+                await done(connection.exec_driver_sql("ALTER TABLE checkpoint_writes RENAME TO elsewhere"))
+                await done(connection.commit())
+            try:
+                await client.put_writes(config_of(thread, checkpoint_id="1"), [("a", 1)], "task")
+            finally:
+                async with entered(engine.connect()) as connection:
+                    await done(connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO checkpoint_writes"))
+                    await done(connection.commit())
+        assert pool.checkedout() == 0
+        async with entered(engine.connect()) as connection:  # not in autocommit
+            await done(connection.exec_driver_sql("CREATE TABLE never (id INTEGER)"))
+            await done(connection.rollback())
+        async with entered(engine.connect()) as connection:
+            found = await done(connection.exec_driver_sql("SELECT to_regclass('never')"))
+            assert found.scalar() is None
+
+
+@on_postgresql
+@pytest.mark.parametrize("hide", [True, False])
+async def test_a_server_that_is_not_there_is_sqlalchemys_error(database: Database, thread: str, hide: bool) -> None:
+    errors = []
+    for listens in (True, False):
+        elsewhere = Database(database.backend, database.url.set(host="127.0.0.1", port=1, query={}))
+        async with elsewhere.engine(hide_parameters=hide) as engine:
+            # SQLAlchemy's own first look at a server is past, as when it has gone later.
+            sync_engine_of(engine).dialect.initialize = lambda _connection: None  # type: ignore[assignment, method-assign]
+            if listens:
+                listen(sync_engine_of(engine))
+            client = Client(saver_on(engine), database.backend)
+            with pytest.raises((OperationalError, OSError)) as caught:
+                await client.get_tuple(config_of(thread))
+            errors.append(caught.value)
+    one, other = errors
+    assert type(one) is type(other)
+    assert str(one) == str(other)
+    assert getattr(one, "connection_invalidated", None) is getattr(other, "connection_invalidated", None)
+    assert type(getattr(one, "orig", None)) is type(getattr(other, "orig", None))
+
+
+@on_postgresql
+async def test_a_pool_that_is_empty_is_sqlalchemys_error(database: Database, thread: str) -> None:
+    async with database.engine(pool_size=1, max_overflow=0, pool_timeout=0.2) as engine:
+        client = Client(saver_on(engine), database.backend)
+        await calls(client, thread)
+        async with entered(engine.connect()):
+            with pytest.raises(PoolTimeout):
+                await client.get_tuple(config_of(thread))
+        await calls(client, f"{thread} after")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@on_postgresql
+async def test_a_call_that_is_given_up_gives_the_connection_back(database: Database, thread: str) -> None:
+    async with database.engine(pool_size=1, max_overflow=0) as engine:
+        saver: Any = saver_on(engine)
+        assert isinstance(saver, SQLAlchemySaver | AsyncSQLAlchemySaver)
+        pool: Any = sync_engine_of(engine).pool
+        for delay in range(30):
+            task = asyncio.ensure_future(saver.aput(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"}))
+            await asyncio.sleep(delay / 10_000)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            # A thread of a sync saver's comes to an end by itself.
+            await asyncio.to_thread(wait_for, lambda: pool.checkedout() == 0)
+        await calls(Client(saver, database.backend), f"{thread} after")
+
+
+@on_psycopg
+async def test_a_dialect_with_short_labels_is_left_to_sqlalchemy(
+    database: Database, thread: str, connections: list[Connection]
+) -> None:
+    async with database.engine(label_length=20) as engine:
+        saver = saver_on(engine)
+        client = Client(saver, database.backend)
+        await calls(client, f"{thread} before")
+        assert isinstance(saver._bind, EngineBind)
+        connections.clear()
+        await calls(client, thread)
+        assert len(connections) == 3
