@@ -94,7 +94,8 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
     try:
         if dialect.driver == "aiosqlite":
             return _execute_in_thread(pooled.driver_connection, text, parameters, many=many)
-        if dialect.driver == "psycopg" and not many and (single or pooled.driver_connection.autocommit):
+        is_named = isinstance(parameters, dict)  # psycopg's own form; an engine may have another paramstyle
+        if dialect.driver == "psycopg" and is_named and (single or pooled.driver_connection.autocommit):
             found = _libpq.execute(pooled.driver_connection, text, parameters, fetch=fetch)
             if found is not None:
                 return found

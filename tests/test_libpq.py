@@ -141,6 +141,15 @@ def test_the_cursor_has_all_statements_where_the_application_has_set_something(
 
 
 @on_psycopg
+def test_an_engine_with_another_paramstyle_has_all_statements_by_the_cursor(database: Database, thread: str) -> None:
+    with engine_of(database, paramstyle="format") as engine:
+        saver = SQLAlchemySaver(engine)
+        for _ in range(8):
+            step(saver, thread)
+        assert ours(engine) == []
+
+
+@on_psycopg
 def test_a_connection_class_of_the_applications_own_has_all_statements(database: Database, thread: str) -> None:
     class Own(psycopg.Connection[Any]):
         pass
