@@ -101,7 +101,7 @@ def _encrypts_as_usual(serde: SerializerProtocol) -> TypeGuard[EncryptedSerializ
 def _packs_as_usual(serde: SerializerProtocol) -> bool:
     return (
         getattr(serde.dumps_typed, "__func__", None) is _DUMPS_TYPED
-        and (jsonplus._msgpack_enc, jsonplus._msgpack_default) == _ENCODERS
+        and (getattr(jsonplus, "_msgpack_enc", None), getattr(jsonplus, "_msgpack_default", None)) == _ENCODERS
         and _OPTION is not None
     )
 

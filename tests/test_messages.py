@@ -392,3 +392,10 @@ def test_without_what_is_needed_of_langgraph_all_is_left_to_it(monkeypatch: pyte
     monkeypatch.setattr(_messages, name, frozenset() if name == "_SAFE_TYPES" else None)
     assert_stored_and_read_alike([AIMessage("x"), AIMessage("y")])
     assert not (_messages._MAKERS if name == "_SAFE_TYPES" else _messages._PACKED)
+
+
+@pytest.mark.parametrize("name", ["_msgpack_enc", "_msgpack_default"])
+def test_a_langgraph_that_has_other_functions_is_left_to_itself(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delattr(jsonplus, name)
+    assert not _messages._packs_as_usual(SERDE)
+    assert dumps_typed(SERDE, None) == ("null", b"")
