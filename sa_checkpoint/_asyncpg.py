@@ -6,6 +6,7 @@ that takes as long as sending it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +16,18 @@ from sqlalchemy.util import await_only
 def may_fetch(adapter: Any) -> bool:
     """Whether a statement may be executed by `fetch`: in no transaction, where statements are prepared at all.
 
+    A `fetch` of the application's own may be for its own statements only: SQLAlchemy does not call it.
+
     Args:
         adapter: SQLAlchemy's connection of asyncpg.
     """
+    driver = adapter.driver_connection
     return (
-        getattr(adapter, "_prepared_statement_cache", None) is not None
+        getattr(type(driver), "fetch", None) is sys.modules["asyncpg"].Connection.fetch
+        and getattr(adapter, "_prepared_statement_cache", None) is not None
         and hasattr(adapter, "_handle_exception")
         and hasattr(adapter, "_execute_mutex")
-        and not adapter.driver_connection.is_in_transaction()
+        and not driver.is_in_transaction()
     )
 
 

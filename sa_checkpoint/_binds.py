@@ -189,17 +189,19 @@ class EngineBind(Bind):
     ) -> T | None:
         if not (is_constant and self._takes_singles and is_one(self.source.dialect) and self._is_unobserved()):
             return super().run(work, cancellation, writes=writes, is_one=is_one, is_short=is_short)
-        with Single(self.source) as single:
-            if not _transactions.may_autocommit(single.as_connection, self._autocommit):
-                with self._checked_out(cancellation, writes=writes, pooled=single.release()) as connection:
+        with Single(self.source) as single, suppress(NotSingle):
+            # A checkout may have taken long enough for somebody to listen now.
+            if not (self._is_unobserved() and _transactions.may_autocommit(single.as_connection, self._autocommit)):
+                pooled = single.release()
+                with self._checked_out(
+                    cancellation, writes=writes, is_one=is_one, is_short=is_short, pooled=pooled
+                ) as connection:
                     return work(connection)
-            with suppress(NotSingle):
-                self.protect(self.source.dialect, cancellation)
-                result = work(single.as_connection)
-                cancellation.check()
-                cancellation.protect()  # as in `_checked_out`
-                return result
-        self._takes_singles = False
+            self.protect(self.source.dialect, cancellation)
+            result = work(single.as_connection)
+            cancellation.check()
+            cancellation.protect()  # as in `_checked_out`
+            return result
         return super().run(work, cancellation, writes=writes, is_one=is_one, is_short=is_short)
 
     def _is_unobserved(self) -> bool:

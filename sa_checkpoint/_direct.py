@@ -181,6 +181,9 @@ def _close(cursor: Any) -> None:
 def _invalidate(connection: Connection, error: Exception) -> None:
     """Have SQLAlchemy find out that a connection is gone, so that it also gives up older ones in the pool."""
     with suppress(SQLAlchemyError):
-        connection.exec_driver_sql("SELECT 1")
+        if isinstance(connection, Single):
+            connection.look()
+        else:
+            connection.exec_driver_sql("SELECT 1")
     if not connection.invalidated:
         connection.invalidate(error)

@@ -81,9 +81,16 @@ class Single:
     def in_transaction(self) -> bool:
         return False
 
+    @property
+    def dispatch(self) -> Any:
+        """SQLAlchemy would tell those who listen, which somebody has begun to do."""
+        raise NotSingle
+
     def execute(self, *_args: Any, **_kwargs: Any) -> Any:
         """SQLAlchemy would execute this."""
         raise NotSingle
+
+    exec_driver_sql = execute
 
     def autocommit(self) -> None:
         """Have the driver commit what its cursors execute, until the connection is closed."""
@@ -92,11 +99,11 @@ class Single:
             self._is_switched = True
             driver.autocommit = True
 
-    def exec_driver_sql(self, statement: str) -> None:
-        """Have SQLAlchemy execute a statement, so that it finds out if the server is gone, and gives up the pool."""
+    def look(self) -> None:
+        """Have SQLAlchemy find out if the server is gone, so that it gives up the pool's older connections, too."""
         connection = Connection(self.engine, self.connection)
         try:
-            connection.exec_driver_sql(statement)
+            connection.exec_driver_sql("SELECT 1")
         finally:
             self.closed = self.invalidated = connection.invalidated
 
@@ -109,14 +116,14 @@ class Single:
         """Give the connection back as it was."""
         if self.closed:
             return
-        self.closed = True
-        if self._is_switched:
-            try:
+        try:
+            if self._is_switched:
                 self.connection.dbapi_connection.autocommit = False
-            except BaseException as error:
-                # The pool must not hand out a connection on which nothing can be rolled back.
-                self.invalidate(error)
-                if not isinstance(error, Exception):
-                    raise  # an awaited call has been given up
-                return
+        except BaseException as error:
+            # The pool must not hand out a connection on which nothing can be rolled back.
+            self.invalidate(error)
+            if not isinstance(error, Exception):
+                raise  # an awaited call has been given up
+            return
+        self.closed = True
         self.connection.close()

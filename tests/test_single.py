@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -200,3 +201,60 @@ async def test_a_dialect_with_short_labels_is_left_to_sqlalchemy(
         connections.clear()
         await calls(client, thread)
         assert len(connections) == 3
+
+
+def listen_for_commits(engine: Engine) -> None:
+    event.listen(engine, "commit", lambda _connection: None)
+
+
+def log(engine: Engine) -> None:
+    logger: Any = engine.logger
+    logger.setLevel(logging.INFO)
+
+
+@on_postgresql
+@pytest.mark.parametrize("begin", [listen, listen_for_commits, log])
+async def test_who_begins_to_listen_while_a_call_waits_for_its_connection_is_told(
+    database: Database, thread: str, connections: list[Connection], begin: Callable[[Engine], None]
+) -> None:
+    async with database.engine(pool_size=2, max_overflow=0, logging_name=thread) as engine:
+        client = Client(saver_on(engine), database.backend)
+        await calls(client, f"{thread} before")
+        sync_engine = sync_engine_of(engine)
+        connections.clear()
+
+        def connect(*_: Any) -> None:
+            begin(sync_engine)
+
+        event.listen(sync_engine, "checkout", connect, once=True)
+        await calls(client, thread)
+        assert len(connections) == 3
+
+
+@on_postgresql
+async def test_a_listener_that_comes_later_still_makes_a_call_go_by_sqlalchemy(
+    database: Database, thread: str, connections: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with database.engine() as engine:
+        client = Client(saver_on(engine), database.backend)
+        await calls(client, f"{thread} before")
+        usual = EngineBind._is_unobserved
+        # What is seen after that look, by everything else.
+        monkeypatch.setattr(EngineBind, "_is_unobserved", lambda self: bool(usual(self)) or True)
+        connections.clear()
+        listen(sync_engine_of(engine))
+        await calls(client, thread)
+        assert len(connections) == 3
+        assert sync_engine_of(engine).pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@on_backends(*(backend for backend in BACKENDS if backend.id == "asyncpg"))
+async def test_a_fetch_of_the_applications_own_is_not_called(database: Database, thread: str) -> None:
+    import asyncpg  # type: ignore[import-untyped]
+
+    class Own(asyncpg.Connection):  # type: ignore[misc]
+        async def fetch(self, *args: Any, **kwargs: Any) -> Any:
+            return [dict(row) for row in await super().fetch(*args, **kwargs)]
+
+    async with database.engine(connect_args={"connection_class": Own}) as engine:
+        await calls(Client(saver_on(engine), database.backend), thread)
