@@ -205,7 +205,7 @@ class EngineBind(Bind):
         return super().run(work, cancellation, writes=writes, is_one=is_one, is_short=is_short)
 
     def _is_unobserved(self) -> bool:
-        is_heard = getattr(Connection, "_has_events", True) or self.source.get_execution_options()
+        is_heard = getattr(Connection, "_has_events", False) or self.source.get_execution_options()
         return not is_heard and is_plain(self.source)
 
     def groups(self) -> Groups | None:

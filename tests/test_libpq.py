@@ -328,7 +328,7 @@ def test_a_connection_that_the_server_ends_is_given_up(database: Database, threa
         with when_it_waits(other, "pg_terminate_backend"), pytest.raises(OperationalError) as caught:
             saver.get_tuple(config_of(thread))
         assert caught.value.connection_invalidated
-        assert isinstance(caught.value.orig, psycopg.errors.AdminShutdown)
+        assert "terminating connection due to administrator command" in str(caught.value.orig)
         step(saver, thread)
 
 
