@@ -190,8 +190,7 @@ class EngineBind(Bind):
         if not (is_constant and self._takes_singles and is_one(self.source.dialect) and self._is_unobserved()):
             return super().run(work, cancellation, writes=writes, is_one=is_one, is_short=is_short)
         with Single(self.source) as single, suppress(NotSingle):
-            # A checkout may have taken long enough for somebody to listen now.
-            if not (self._is_unobserved() and _transactions.may_autocommit(single.as_connection, self._autocommit)):
+            if not _transactions.may_autocommit(single.as_connection, self._autocommit):
                 pooled = single.release()
                 with self._checked_out(
                     cancellation, writes=writes, is_one=is_one, is_short=is_short, pooled=pooled

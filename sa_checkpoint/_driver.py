@@ -29,6 +29,17 @@ def binary_results(connection: Connection) -> Iterator[None]:
         driver.cursor_factory = usual
 
 
+def leave_autocommit(connection: Connection, driver: Any) -> None:
+    """Have a driver's connection commit no more by itself, or have the pool give it up."""
+    try:
+        driver.autocommit = False
+    except BaseException as error:
+        # The pool must not hand out a connection on which nothing can be rolled back.
+        connection.invalidate(error)
+        if not isinstance(error, Exception):
+            raise  # an awaited call has been given up
+
+
 @cache
 def binary_cursors() -> dict[Any, type[Any]]:
     """By psycopg's own kinds of cursors those that are the same, but for the format."""

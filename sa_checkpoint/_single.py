@@ -12,9 +12,11 @@ from typing import Any, Self, cast
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from sa_checkpoint._driver import leave_autocommit
+
 
 class NotSingle(Exception):
-    """It takes SQLAlchemy's Connection. Nothing has been executed."""
+    """It takes SQLAlchemy's Connection, perhaps since somebody listens now. Nothing has been executed."""
 
 
 class Single:
@@ -114,16 +116,8 @@ class Single:
 
     def close(self) -> None:
         """Give the connection back as it was."""
-        if self.closed:
-            return
-        try:
-            if self._is_switched:
-                self.connection.dbapi_connection.autocommit = False
-        except BaseException as error:
-            # The pool must not hand out a connection on which nothing can be rolled back.
-            self.invalidate(error)
-            if not isinstance(error, Exception):
-                raise  # an awaited call has been given up
-            return
-        self.closed = True
-        self.connection.close()
+        if self._is_switched and not self.closed:
+            leave_autocommit(self.as_connection, self.connection.dbapi_connection)
+        if not self.closed:
+            self.closed = True
+            self.connection.close()

@@ -33,7 +33,7 @@ def identifier(name: str, value: Any) -> str:
 
 def is_storable_text(value: str) -> bool:
     """Whether text columns and JSON columns of every database can hold this string."""
-    return "\0" not in value and (value.isascii() or not has_lone_surrogate(value))
+    return "\0" not in value and not has_lone_surrogate(value)
 
 
 def has_lone_surrogate(value: str) -> bool:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from sa_checkpoint._direct import BUFFERED, has_listeners, is_unobserved
+from sa_checkpoint._driver import leave_autocommit
 from sa_checkpoint._types import MYSQL
 from sa_checkpoint.errors import is_transient
 
@@ -114,17 +115,7 @@ def _in_autocommit(connection: Connection) -> Iterator[None]:
         connection.commit()  # for the application's listeners, if SQLAlchemy has begun: the driver sends nothing
     finally:
         if not (was_autocommit or connection.invalidated):
-            _leave_autocommit(connection, driver)
-
-
-def _leave_autocommit(connection: Connection, driver: Any) -> None:
-    try:
-        driver.autocommit = False
-    except BaseException as error:
-        # The pool must not hand out a connection on which nothing can be rolled back.
-        connection.invalidate()
-        if not isinstance(error, Exception):
-            raise  # an awaited call has been given up
+            leave_autocommit(connection, driver)
 
 
 def may_autocommit(connection: Connection, autocommit: bool | None) -> bool:

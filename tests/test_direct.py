@@ -30,7 +30,7 @@ from tests.backends import (
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import connection_on, sync_engine_of
 from tests.rows import cut_connections
-from tests.usage import use
+from tests.usage import use, use_one_statement_calls
 
 on_all = on_strategies("sqlite", "postgresql", "mysql")
 
@@ -90,9 +90,7 @@ OBSERVERS = {name: listen(name) for name in EVENTS} | {
 
 
 async def short_calls(client: Client, thread: str) -> None:
-    saved = await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
-    await client.put_writes(saved, [("a", 1), ("b", [2])], "task")
-    assert (await client.load(saved)).pending_writes == [("task", "a", 1), ("task", "b", [2])]
+    await use_one_statement_calls(client, thread)
     assert len(await client.list(config_of(thread), limit=1)) == 1
 
 

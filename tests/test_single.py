@@ -20,7 +20,7 @@ from sa_checkpoint.errors import SchemaOutOfDate
 from tests.backends import BACKENDS, Client, Database, done, entered, on_backends, on_strategies, saver_on
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import sync_engine_of
-from tests.usage import use
+from tests.usage import use, use_one_statement_calls
 
 on_postgresql = on_strategies("postgresql")
 on_psycopg = on_backends(*(backend for backend in BACKENDS if backend.id == "psycopg"))
@@ -40,22 +40,18 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
     return made
 
 
-async def calls(client: Client, thread: str) -> None:
-    saved = await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
-    await client.put_writes(saved, [("a", 1), ("b", [2])], "task")
-    assert (await client.load(saved)).pending_writes == [("task", "a", 1), ("task", "b", [2])]
-
-
 @on_postgresql
 async def test_a_call_makes_no_connection_of_sqlalchemys(
     database: Database, thread: str, connections: list[Connection]
 ) -> None:
     async with database.engine() as engine:
         client = Client(saver_on(engine), database.backend)
-        await calls(client, thread)  # SQLAlchemy looks at the server with a Connection of its own first
+        await use_one_statement_calls(
+            client, thread
+        )  # SQLAlchemy looks at the server with a Connection of its own first
         connections.clear()
         for number in range(8):
-            await calls(client, f"{thread} {number}")
+            await use_one_statement_calls(client, f"{thread} {number}")
         assert connections == []
         await use(client, f"{thread} all")
 
@@ -85,11 +81,11 @@ async def test_sqlalchemys_connection_serves_where_the_application_has_set_somet
     async with database.engine(pool_size=1, max_overflow=0) as engine:
         client = Client(saver_on(engine), database.backend)
         set_up(sync_engine_of(engine))
-        await calls(client, f"{thread} before")
+        await use_one_statement_calls(client, f"{thread} before")
         connections.clear()
         checkouts: list[Any] = []
         event.listen(sync_engine_of(engine), "checkout", lambda *_: checkouts.append(1))
-        await calls(client, thread)
+        await use_one_statement_calls(client, thread)
         assert len(connections) == len(checkouts) == 3
         assert all(connection.closed for connection in connections)
 
@@ -99,10 +95,10 @@ async def test_options_of_an_engine_are_those_of_its_connections(
     database: Database, thread: str, connections: list[Connection]
 ) -> None:
     async with database.engine() as engine:
-        await calls(Client(saver_on(engine), database.backend), f"{thread} before")
+        await use_one_statement_calls(Client(saver_on(engine), database.backend), f"{thread} before")
         connections.clear()
         optioned = engine.execution_options(isolation_level="SERIALIZABLE")
-        await calls(Client(saver_on(optioned), database.backend), thread)
+        await use_one_statement_calls(Client(saver_on(optioned), database.backend), thread)
         assert len(connections) == 3
 
 
@@ -113,7 +109,7 @@ async def test_a_connection_goes_back_to_the_pool_as_it_was(database: Database, 
         pool: Any = sync_engine_of(engine).pool
         assert isinstance(pool, QueuePool | AsyncAdaptedQueuePool)
         for number in range(8):
-            await calls(client, f"{thread} {number}")
+            await use_one_statement_calls(client, f"{thread} {number}")
             assert pool.checkedout() == 0
         with pytest.raises(SchemaOutOfDate):
             async with entered(engine.connect()) as connection:
@@ -160,11 +156,11 @@ async def test_a_server_that_is_not_there_is_sqlalchemys_error(database: Databas
 async def test_a_pool_that_is_empty_is_sqlalchemys_error(database: Database, thread: str) -> None:
     async with database.engine(pool_size=1, max_overflow=0, pool_timeout=0.2) as engine:
         client = Client(saver_on(engine), database.backend)
-        await calls(client, thread)
+        await use_one_statement_calls(client, thread)
         async with entered(engine.connect()):
             with pytest.raises(PoolTimeout):
                 await client.get_tuple(config_of(thread))
-        await calls(client, f"{thread} after")
+        await use_one_statement_calls(client, f"{thread} after")
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -189,7 +185,7 @@ async def test_a_call_that_is_given_up_gives_the_connection_back(database: Datab
             await asyncio.gather(task, return_exceptions=True)
             # A thread of a sync saver's comes to an end by itself.
             await asyncio.to_thread(wait_for, lambda: pool.checkedout() == 0)
-        await calls(Client(saver, database.backend), f"{thread} after")
+        await use_one_statement_calls(Client(saver, database.backend), f"{thread} after")
     gc.collect()
 
 
@@ -200,10 +196,10 @@ async def test_a_dialect_with_short_labels_is_left_to_sqlalchemy(
     async with database.engine(label_length=20) as engine:
         saver = saver_on(engine)
         client = Client(saver, database.backend)
-        await calls(client, f"{thread} before")
+        await use_one_statement_calls(client, f"{thread} before")
         assert isinstance(saver._bind, EngineBind)
         connections.clear()
-        await calls(client, thread)
+        await use_one_statement_calls(client, thread)
         assert len(connections) == 3
 
 
@@ -223,7 +219,7 @@ async def test_who_begins_to_listen_while_a_call_waits_for_its_connection_is_tol
 ) -> None:
     async with database.engine(pool_size=2, max_overflow=0, logging_name=thread) as engine:
         client = Client(saver_on(engine), database.backend)
-        await calls(client, f"{thread} before")
+        await use_one_statement_calls(client, f"{thread} before")
         sync_engine = sync_engine_of(engine)
         connections.clear()
 
@@ -231,7 +227,7 @@ async def test_who_begins_to_listen_while_a_call_waits_for_its_connection_is_tol
             begin(sync_engine)
 
         event.listen(sync_engine, "checkout", connect, once=True)
-        await calls(client, thread)
+        await use_one_statement_calls(client, thread)
         assert len(connections) == 3
 
 
@@ -241,13 +237,13 @@ async def test_a_listener_that_comes_later_still_makes_a_call_go_by_sqlalchemy(
 ) -> None:
     async with database.engine() as engine:
         client = Client(saver_on(engine), database.backend)
-        await calls(client, f"{thread} before")
+        await use_one_statement_calls(client, f"{thread} before")
         usual = EngineBind._is_unobserved
         # What is seen after that look, by everything else.
         monkeypatch.setattr(EngineBind, "_is_unobserved", lambda self: bool(usual(self)) or True)
         connections.clear()
         listen(sync_engine_of(engine))
-        await calls(client, thread)
+        await use_one_statement_calls(client, thread)
         assert len(connections) == 3
         assert sync_engine_of(engine).pool.checkedout() == 0  # type: ignore[attr-defined]
 
@@ -261,4 +257,4 @@ async def test_a_fetch_of_the_applications_own_is_not_called(database: Database,
             return [dict(row) for row in await super().fetch(*args, **kwargs)]
 
     async with database.engine(connect_args={"connection_class": Own}) as engine:
-        await calls(Client(saver_on(engine), database.backend), thread)
+        await use_one_statement_calls(Client(saver_on(engine), database.backend), thread)

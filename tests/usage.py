@@ -52,6 +52,13 @@ async def put_chain(client: Client, thread: str) -> list[RunnableConfig]:
     return configs[1:]
 
 
+async def use_one_statement_calls(client: Client, thread: str) -> None:
+    """A put, put_writes and get_tuple, which sees what they have stored."""
+    saved = await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+    await client.put_writes(saved, [("a", 1), ("b", [2])], "task")
+    assert (await client.load(saved)).pending_writes == [("task", "a", 1), ("task", "b", [2])]
+
+
 def without_thread(found: Any) -> Any:
     """A checkpoint as it is in a thread and in its copy, which have all but their name in common."""
     metadata = {name: value for name, value in found.metadata.items() if name != "thread_id"}
