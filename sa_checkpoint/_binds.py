@@ -13,6 +13,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -80,10 +81,6 @@ class Bind(ABC):
                 committed by its last statement, or together with others.
         """
 
-    def groups(self) -> Groups | None:
-        """Those with whom a short operation that writes may be committed, if any."""
-        return None
-
     def run(
         self,
         work: Callable[[Connection], T],
@@ -107,10 +104,6 @@ class Bind(ABC):
         Returns:
             What the work returned.
         """
-        groups = self.groups() if is_short and writes else None
-        if groups is not None:
-            groups.run(work, cancellation)
-            return None
         with self.connect(cancellation, writes=writes, is_one=is_one, is_short=is_short) as connection:
             return work(connection)
 
@@ -141,7 +134,7 @@ class EngineBind(Bind):
         super().__init__(is_async=is_async)
         self.source = engine
         self._autocommit = autocommit
-        self._groups = Groups(engine, self.turn, self._checked_out, is_async=is_async)
+        self._groups = Groups(engine, self.turn, is_async=is_async)
         self._takes_singles = type(engine) is Engine and not isinstance(engine.pool, StaticPool)
 
     def connect(
@@ -187,35 +180,67 @@ class EngineBind(Bind):
         is_short: bool = False,
         is_constant: bool = False,
     ) -> T | None:
-        if not (is_constant and self._takes_singles and is_one(self.source.dialect) and self._is_unobserved()):
-            return super().run(work, cancellation, writes=writes, is_one=is_one, is_short=is_short)
-        with Single(self.source) as single, suppress(NotSingle):
-            if not _transactions.may_autocommit(single.as_connection, self._autocommit):
-                pooled = single.release()
-                with self._checked_out(
-                    cancellation, writes=writes, is_one=is_one, is_short=is_short, pooled=pooled
-                ) as connection:
-                    return work(connection)
-            self.protect(self.source.dialect, cancellation)
-            result = work(single.as_connection)
+        how: Any = {"writes": writes, "is_one": is_one, "is_short": is_short}
+        is_single = is_constant and self._takes_singles and self._is_unobserved()
+        if is_single and (not writes or is_one(self.source.dialect)):
+            with suppress(NotSingle):
+                return self._run_single(work, cancellation, **how)
+        elif is_short and writes and self._commits_groups():
+            transact: Any = self._run_single if is_single else self._run_usual
+            with suppress(NotSingle):
+                self._groups.run(work, cancellation, partial(transact, **how))
+                return None
+        return super().run(work, cancellation, **how)
+
+    def _run_usual(self, work: Callable[[Connection], T], cancellation: Cancellation, **how: Any) -> T:
+        with self._checked_out(cancellation, **how) as connection:
+            return work(connection)
+
+    def _run_single(
+        self,
+        work: Callable[[Connection], T],
+        cancellation: Cancellation,
+        *,
+        writes: bool,
+        is_one: IsOne,
+        is_short: bool,
+    ) -> T:
+        """Do work without SQLAlchemy's Connection, if it turns out that the pool's connection is as usual."""
+        dialect = self.source.dialect
+        single = is_one(dialect)
+        with Single(self.source) as connection:
+            given = connection.as_connection
+            if not (
+                _transactions.may_autocommit(given, self._autocommit)
+                if single
+                else _transactions.driver_begins(given, writes=writes)
+            ):
+                pooled = connection.release()
+                return self._run_usual(
+                    work, cancellation, writes=writes, is_one=is_one, is_short=is_short, pooled=pooled
+                )
+            self.protect(dialect, cancellation)
+            result = work(given)
             cancellation.check()
+            if writes and not single:
+                connection.commit()
             cancellation.protect()  # as in `_checked_out`
             return result
-        return super().run(work, cancellation, writes=writes, is_one=is_one, is_short=is_short)
 
     def _is_unobserved(self) -> bool:
         is_heard = getattr(Connection, "_has_events", False) or self.source.get_execution_options()
         return not is_heard and is_plain(self.source)
 
-    def groups(self) -> Groups | None:
+    def _commits_groups(self) -> bool:
+        """Whether a short operation that writes may be committed together with others."""
         # Writers wait for each other on SQLite. Whoever listens expects a transaction, or a connection, for each of
         # them; and where connections are not shared, they may differ: by tenant, say, which only the caller's context
         # has.
         pool = self.source.pool
         if self.source.dialect.name != "sqlite" or type(pool) not in (QueuePool, AsyncAdaptedQueuePool):
-            return None
-        is_heard = has_listeners(self.source) or pool.dispatch.checkout or pool.dispatch.checkin or pool.dispatch.reset
-        return None if is_heard else self._groups
+            return False
+        events = pool.dispatch
+        return not (has_listeners(self.source) or events.checkout or events.checkin or events.reset)
 
     @contextmanager
     def migrating(self, cancellation: Cancellation) -> Iterator[Engine]:

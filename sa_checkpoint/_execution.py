@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
@@ -14,7 +14,8 @@ from sa_checkpoint._driver import binary_results
 from sa_checkpoint._mysql import MySQLStrategy
 from sa_checkpoint._portable import PortableStrategy
 from sa_checkpoint._postgresql import PostgreSQLStrategy
-from sa_checkpoint._prepared import prepared_for
+from sa_checkpoint._prepared import prepared_for, takes_text
+from sa_checkpoint._single import Single
 from sa_checkpoint._sqlite import SQLiteStrategy
 from sa_checkpoint._strategy import Call, Parameters, Rows, Strategy, is_large
 from sa_checkpoint._tables import tables_in
@@ -54,8 +55,17 @@ class Transaction:
     def __init__(self, connection: Connection, strategy: Strategy) -> None:
         self.connection = connection
         self.strategy = strategy
-        self._is_unobserved = _direct.is_unobserved(connection)
-        self._ending: Ending | None = connection.get_execution_options().get(Ending.OPTION)
+        self._is_unobserved: bool
+        self._takes_text: bool
+        self._ending: Ending | None = None
+        if isinstance(connection, Single):
+            # Somebody may have begun to listen while it was waited for, and be told by SQLAlchemy's Connection.
+            self._is_unobserved = _direct.is_plain(connection.engine)
+            self._takes_text = self._is_unobserved
+        else:
+            self._is_unobserved = _direct.is_unobserved(connection)
+            self._takes_text = takes_text(connection)
+            self._ending = connection.get_execution_options().get(Ending.OPTION)
 
     @property
     def may_commit(self) -> bool:
@@ -81,14 +91,16 @@ class Transaction:
         return rows
 
     def _sent(self, call: Call, *, fetch: bool) -> Rows:
-        prepared = prepared_for(self.connection, call)
+        prepared = None
+        if call.is_constant and self._takes_text:
+            prepared = prepared_for(self.connection.dialect, call.statement)
         if prepared is None:
             result = self.connection.execute(call.statement, call.parameters, execution_options=_direct.BUFFERED)
             return _direct.rows_of(result, fetch=fetch)
-        rows = [call.parameters] if isinstance(call.parameters, Mapping) else call.parameters
-        bound: Any = [prepared.bind(row) for row in rows]
-        if len(bound) == 1:
-            (bound,) = bound
+        rows: Any = call.parameters
+        if type(rows) is list and len(rows) == 1:
+            (rows,) = rows
+        bound = [prepared.bind(row) for row in rows] if type(rows) is list else prepared.bind(rows)
         return _direct.execute(self.connection, prepared.text, bound, fetch=fetch, direct=self._is_unobserved)
 
 

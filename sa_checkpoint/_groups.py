@@ -22,6 +22,9 @@ from sqlalchemy.util import await_only
 
 from sa_checkpoint._cancellation import Cancellation
 
+Work = Callable[[Connection], Any]
+"""Executes statements."""
+
 # So that no transaction keeps other processes waiting for long.
 _MOST = 64
 
@@ -40,7 +43,7 @@ class _Member:
         is_done: Whether its work has been committed.
     """
 
-    def __init__(self, work: Callable[[Connection], Any], cancellation: Cancellation) -> None:
+    def __init__(self, work: Work, cancellation: Cancellation) -> None:
         self.work = work
         self.cancellation = cancellation
         self.leads = False
@@ -63,7 +66,7 @@ class _Member:
 class _AsyncMember(_Member):
     """A writer in a task of the running event loop, inside SQLAlchemy's `greenlet_spawn`."""
 
-    def __init__(self, work: Callable[[Connection], Any], cancellation: Cancellation) -> None:
+    def __init__(self, work: Work, cancellation: Cancellation) -> None:
         super().__init__(work, cancellation)
         self._event = asyncio.Event()
 
@@ -121,33 +124,25 @@ class Groups:
     Args:
         engine: The engine.
         turn: Waits for the turn of writing on a pool; nobody else of this process has it meanwhile.
-        connect: A connection in a transaction of its own, for a call that may be given up.
         is_async: Whether the writers are tasks.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        turn: Callable[[Any], AbstractContextManager[None]],
-        connect: Callable[[Cancellation], AbstractContextManager[Connection]],
-        *,
-        is_async: bool,
-    ) -> None:
+    def __init__(self, engine: Engine, turn: Callable[[Any], AbstractContextManager[None]], *, is_async: bool) -> None:
         self._engine = engine
         self._turn = turn
-        self._connect = connect
         self._is_async = is_async
         # By pool, which Engine.dispose() replaces, in a child process after a fork for instance.
         self._groups: WeakKeyDictionary[Any, _Group] = WeakKeyDictionary()
         self._async_groups: WeakKeyDictionary[Any, WeakKeyDictionary[asyncio.AbstractEventLoop, _Group]]
         self._async_groups = WeakKeyDictionary()
 
-    def run(self, work: Callable[[Connection], Any], cancellation: Cancellation) -> None:
+    def run(self, work: Work, cancellation: Cancellation, transact: Callable[[Work, Cancellation], Any]) -> None:
         """Have work done and committed, by itself or together with others'.
 
         Args:
             work: Executes statements.
             cancellation: The call's.
+            transact: Has work done on a connection in a transaction of its own, for a call that may be given up.
         """
         pool = self._engine.pool
         group = self._group(pool)
@@ -160,36 +155,40 @@ class Groups:
             with self._turn(pool):
                 if member.is_done:
                     return
-                if not (member.leads and self._lead(group, member)):
-                    with self._connect(cancellation) as connection:
-                        work(connection)
+                if not (member.leads and self._lead(group, member, transact)):
+                    transact(work, cancellation)
         finally:
             group.leave(member)
 
     def _group(self, pool: Any) -> _Group:
         if not self._is_async:
-            return self._groups.setdefault(pool, _Group())
+            return self._groups.get(pool) or self._groups.setdefault(pool, _Group())
         # An asyncio.Event belongs to the loop that waits for it.
         loops = self._async_groups.setdefault(pool, WeakKeyDictionary())
         return loops.setdefault(asyncio.get_running_loop(), _Group())
 
-    def _lead(self, group: _Group, leader: _Member) -> bool:
+    def _lead(self, group: _Group, leader: _Member, transact: Callable[[Work, Cancellation], Any]) -> bool:
         """Execute the leader's work, and then that of those who wait, in one transaction.
 
         Returns:
             Whether it has been committed. Otherwise something of the others' was wrong, and nothing is left.
         """
         others: Sequence[_Member] = []
+        wanted: Sequence[_Member] = []
+
+        def work(connection: Connection) -> None:
+            nonlocal others, wanted
+            leader.work(connection)
+            # Now we have the write lock, for which nobody else has to wait.
+            others = group.take(leader)
+            wanted = [member for member in others if _is_wanted(member)]
+            for member in wanted:
+                member.work(connection)
+            if any(member.cancellation.is_requested for member in wanted):
+                raise _GivenUp
+
         try:
-            with self._connect(leader.cancellation) as connection:
-                leader.work(connection)
-                # Now we have the write lock, for which nobody else has to wait.
-                others = group.take(leader)
-                wanted = [member for member in others if _is_wanted(member)]
-                for member in wanted:
-                    member.work(connection)
-                if any(member.cancellation.is_requested for member in wanted):
-                    raise _GivenUp
+            transact(work, leader.cancellation)
             for member in wanted:
                 member.is_done = True
         except Exception:

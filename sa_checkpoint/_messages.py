@@ -8,7 +8,6 @@ expected is left to LangGraph's own code.
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Container
 from typing import Any, TypeGuard
@@ -87,7 +86,8 @@ def reading(serde: SerializerProtocol, around: Callable[[ExtHook], ExtHook] = la
         return serde
     if (BaseMessage.__init__, Serializable.__init__, BaseModel.__init__) != _CONSTRUCTORS:
         return serde
-    reads = copy.copy(serde)
+    reads = JsonPlusSerializer.__new__(JsonPlusSerializer)  # a copy, made without copy.copy()'s questions
+    reads.__dict__.update(serde.__dict__)
     reads._unpack_ext_hook = around(_making_messages(serde._unpack_ext_hook))
     return reads
 

@@ -148,7 +148,7 @@ def put_writes(
 def delete_thread(thread_id: str) -> Operation[None]:
     """Delete a thread's checkpoints, blobs and writes in all its namespaces."""
     thread = identifier("thread_id", thread_id)
-    return writing(lambda strategy, executor: strategy.delete_thread(executor, thread), None)
+    return writing(lambda strategy, executor: strategy.delete_thread(executor, thread), None, is_constant=True)
 
 
 def get_tuple(serde: SerializerProtocol, config: RunnableConfig) -> Operation[CheckpointTuple | None]:
@@ -207,7 +207,7 @@ class Listing:
                 return Page(fitting, None)
             return Page(fitting, self._after(records[-1], wanted))
 
-        return Operation(work, decode, writes=False)
+        return Operation(work, decode, writes=False, is_constant=not self.filter)
 
     def _after(self, last: Record, limit: int | None) -> Listing:
         key = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, Dialect, Executable
 from sqlalchemy.engine.interfaces import BindTyping
 
 from sa_checkpoint._direct import has_listeners
-from sa_checkpoint._strategy import Call, Parameters
+from sa_checkpoint._strategy import Parameters
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,13 @@ class Prepared:
 
     Attributes:
         text: What the driver is given.
-        names: The parameters in order, for a driver that takes them so.
+        in_order: Takes the parameters out of them in order, for a driver that wants a tuple.
         constants: The values of parameters that are not given.
         processors: What makes of a value what the driver takes.
     """
 
     text: str
-    names: Sequence[str] | None
+    in_order: Callable[[Mapping[str, Any]], tuple[Any, ...]] | None
     constants: Parameters
     processors: Mapping[str, Callable[[Any], Any]]
 
@@ -40,7 +41,7 @@ class Prepared:
         values = {**self.constants, **parameters}
         for name, process in self.processors.items():
             values[name] = process(values[name])
-        return values if self.names is None else tuple([values[name] for name in self.names])
+        return values if self.in_order is None else self.in_order(values)
 
 
 _UNKNOWN: Any = object()
@@ -48,25 +49,27 @@ _UNKNOWN: Any = object()
 _PREPARED: WeakKeyDictionary[Dialect, WeakKeyDictionary[Executable, Prepared | None]] = WeakKeyDictionary()
 
 
-def prepared_for(connection: Connection, call: Call) -> Prepared | None:
-    """The text of a call's statement, or None where only SQLAlchemy itself can execute it as the application wants."""
-    dialect = connection.dialect
-    if not call.is_constant:
-        return None
+def takes_text(connection: Connection) -> bool:
+    """Whether the application wants nothing of statements that takes SQLAlchemy itself to execute them."""
     if has_listeners(connection) and (connection.dispatch.before_execute or connection.dispatch.after_execute):
-        return None  # a listener is given the statement, and may change it
-    if connection.get_execution_options().get("schema_translate_map") or dialect.label_length:
-        return None
+        return False  # a listener is given the statement, and may change it
+    return not connection.get_execution_options().get("schema_translate_map")
+
+
+def prepared_for(dialect: Dialect, statement: Executable) -> Prepared | None:
+    """The text of a statement, or None where it takes SQLAlchemy: for its parameters, or the names of its columns."""
     statements = _PREPARED.get(dialect)
     if statements is None:
         statements = _PREPARED.setdefault(dialect, WeakKeyDictionary())
-    prepared: Prepared | None = statements.get(call.statement, _UNKNOWN)
+    prepared: Prepared | None = statements.get(statement, _UNKNOWN)
     if prepared is _UNKNOWN:
-        prepared = statements[call.statement] = _prepare(dialect, call.statement)
+        prepared = statements[statement] = _prepare(dialect, statement)
     return prepared
 
 
 def _prepare(dialect: Dialect, statement: Any) -> Prepared | None:
+    if dialect.label_length:
+        return None
     compiled = statement.compile(dialect=dialect)
     if dialect.bind_typing is BindTyping.SETINPUTSIZES or compiled.post_compile_params:
         return None
@@ -74,7 +77,13 @@ def _prepare(dialect: Dialect, statement: Any) -> Prepared | None:
     processors = {name: type_.bind_processor(dialect) for name, type_ in types.items()}
     return Prepared(
         text=str(compiled),
-        names=compiled.positiontup if compiled.positional else None,
+        in_order=_in_order(compiled.positiontup) if compiled.positional else None,
         constants={name: value for name, value in compiled.params.items() if value is not None},
         processors={name: process for name, process in processors.items() if process is not None},
     )
+
+
+def _in_order(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda values: tuple([values[name] for name in names])

@@ -1,7 +1,8 @@
-"""A connection for a single statement that is committed by itself, on an engine where nobody listens.
+"""A connection for a single call of ours, on an engine where nobody listens.
 
 It is the pool's, without SQLAlchemy's Connection around it: that and its transaction take longer than what is left to
-do of a short call, when its code has to come into the processor's caches.
+do of a short call, when its code has to come into the processor's caches. The call is a statement that is committed by
+itself, or on SQLite, where the driver begins, several and a COMMIT.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class NotSingle(Exception):
 
 
 class Single:
-    """As much of a Connection as such a statement takes.
+    """As much of a Connection as such a call takes.
 
     Attributes:
         engine: The engine.
@@ -40,19 +41,10 @@ class Single:
         """
         self.engine = engine
         self.dialect: Any = engine.dialect
-        dbapi_error = self.dialect.loaded_dbapi.Error
         try:
             self.connection: Any = engine.raw_connection()
-        except dbapi_error as error:
-            raise DBAPIError.instance(
-                None,
-                None,
-                error,
-                dbapi_error,
-                hide_parameters=engine.hide_parameters,
-                connection_invalidated=self.dialect.is_disconnect(error, None, None),
-                dialect=self.dialect,
-            ) from error
+        except self.dialect.loaded_dbapi.Error as error:
+            raise self._wrapped(error, None) from error
         self.closed = self.invalidated = False
         self._is_switched = False
 
@@ -100,6 +92,28 @@ class Single:
         if not driver.autocommit:
             self._is_switched = True
             driver.autocommit = True
+
+    def commit(self) -> None:
+        """Commit what the driver has begun.
+
+        Raises:
+            DBAPIError: As SQLAlchemy raises it. Closing rolls back.
+        """
+        try:
+            self.dialect.do_commit(self.connection.dbapi_connection)
+        except self.dialect.loaded_dbapi.Error as error:
+            raise self._wrapped(error, self.connection) from error
+
+    def _wrapped(self, error: Exception, pooled: Any) -> Exception:
+        return DBAPIError.instance(
+            None,
+            None,
+            error,
+            self.dialect.loaded_dbapi.Error,
+            hide_parameters=self.engine.hide_parameters,
+            connection_invalidated=self.dialect.is_disconnect(error, pooled, None),
+            dialect=self.dialect,
+        )
 
     def look(self) -> None:
         """Have SQLAlchemy find out if the server is gone, so that it gives up the pool's older connections, too."""

@@ -90,4 +90,4 @@ class SQLThread(Thread):
 
 
 def _run(executor: Executor, statements: Sequence[Executable], parameters: Parameters) -> None:
-    executor.run(*(Call(statement, parameters) for statement in statements))
+    executor.run(*(Call(statement, parameters, is_constant=True) for statement in statements))

@@ -127,6 +127,19 @@ def may_autocommit(connection: Connection, autocommit: bool | None) -> bool:
     return autocommit or not _needs_begin(connection)
 
 
+def driver_begins(connection: Connection, *, writes: bool) -> bool:
+    """Whether a transaction of ours takes nothing but a COMMIT, or a read not even that, as on SQLite.
+
+    Python's sqlite3 begins with the first INSERT, UPDATE or DELETE, unless it has been told otherwise.
+    """
+    if connection.dialect.name != "sqlite":
+        return False
+    driver = _driver_connection(connection)
+    if _of_sqlite(driver, "in_transaction"):
+        return False
+    return not (writes and _sqlite_commits(driver))
+
+
 def _needs_begin(connection: Connection) -> bool:
     """Whether the application asks for more than a BEGIN: with a listener, or with what it has set for each BEGIN.
 
@@ -233,8 +246,7 @@ def _is_autocommit(connection: Connection) -> bool:
         return False  # an application may have sent a BEGIN itself
     driver = _driver_connection(connection)
     if connection.dialect.name == "sqlite":
-        # Without an isolation level Python's sqlite3 begins nothing.
-        return _of_sqlite(driver, "isolation_level") is None or _of_sqlite(driver, "autocommit") is True
+        return _sqlite_commits(driver)
     level = connection.get_execution_options().get("isolation_level")
     if level is not None:
         return bool(level == "AUTOCOMMIT")
@@ -267,6 +279,11 @@ def _of_sqlite(driver: Any, name: str) -> Any:
         return getattr(driver, name, None)
     except ValueError:
         return None
+
+
+def _sqlite_commits(driver: Any) -> bool:
+    """Whether each statement is committed: without an isolation level Python's sqlite3 begins nothing."""
+    return _of_sqlite(driver, "isolation_level") is None or _of_sqlite(driver, "autocommit") is True
 
 
 def _begin(connection: Connection) -> str:

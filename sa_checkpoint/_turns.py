@@ -18,8 +18,7 @@ _LOCKS_LOCK = Lock()
 _ASYNC_LOCKS: WeakKeyDictionary[Any, WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = WeakKeyDictionary()
 
 
-@contextmanager
-def turn(key: Any) -> Iterator[None]:
+def turn(key: Any) -> AbstractContextManager[Any]:
     """Wait in this thread until no other thread is at it.
 
     The thread that is may come in again: a listener of the application's that calls a saver is in the same transaction.
@@ -27,10 +26,11 @@ def turn(key: Any) -> Iterator[None]:
     Args:
         key: What is shared: a Connection, Session or pool.
     """
-    with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(key, RLock())
-    with lock:
-        yield
+    lock = _LOCKS.get(key)
+    if lock is None:
+        with _LOCKS_LOCK:
+            lock = _LOCKS.setdefault(key, RLock())
+    return lock
 
 
 @contextmanager

@@ -156,7 +156,8 @@ def _options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
         dialect: Any = url.get_dialect()
         if (options.get("poolclass") or dialect.get_pool_class(url)) in (QueuePool, AsyncAdaptedQueuePool):
             # Connections stay open: to open one, with its PRAGMAs and perhaps a thread, takes longer than to wait.
-            return {"max_overflow": 0} | options
+            # The one that was used last comes first: others' pages in memory are old, and have to be read again.
+            return {"max_overflow": 0, "pool_use_lifo": True} | options
     return options
 
 

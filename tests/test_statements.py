@@ -10,7 +10,7 @@ from sqlalchemy import create_engine
 
 from sa_checkpoint import SQLAlchemySaver, _prepared
 from sa_checkpoint._execution import strategy_for
-from sa_checkpoint._strategy import Call, ReadShape
+from sa_checkpoint._strategy import ReadShape
 from sa_checkpoint._tables import tables_in
 from tests.backends import BACKENDS, Client, Database, on_backends, on_strategies, saver_on
 from tests.checkpoints import checkpoint_of, config_of
@@ -164,11 +164,10 @@ def test_the_texts_of_statements_are_dropped_with_them(database: Database, threa
     statements = _prepared._PREPARED[engine.dialect]
     before = len(statements)
     strategy = type(strategy_for(database.backend.dialect))(tables_in("another"))
-    with engine.connect() as connection:
-        call = Call(strategy._cached_read(ReadShape()), {}, is_constant=True)  # type: ignore[attr-defined]
-        _prepared.prepared_for(connection, call)
-        assert len(statements) == before + 1
-        del strategy, call
-        gc.collect()
-        assert len(statements) == before
+    statement = strategy._cached_read(ReadShape())  # type: ignore[attr-defined]
+    _prepared.prepared_for(engine.dialect, statement)
+    assert len(statements) == before + 1
+    del strategy, statement
+    gc.collect()
+    assert len(statements) == before
     engine.dispose()
