@@ -135,7 +135,11 @@ class EngineBind(Bind):
         self.source = engine
         self._autocommit = autocommit
         self._groups = Groups(engine, self.turn, is_async=is_async)
-        self._takes_singles = type(engine) is Engine and not isinstance(engine.pool, StaticPool)
+        self._takes_singles = (
+            type(engine) is Engine
+            and not isinstance(engine.pool, StaticPool)
+            and engine.dialect.name in ("postgresql", "sqlite")
+        )
 
     def connect(
         self, cancellation: Cancellation, *, writes: bool = True, is_one: IsOne = _unknown, is_short: bool = False

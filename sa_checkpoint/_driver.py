@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection
 
 
-@contextmanager
-def binary_results(connection: Connection) -> Iterator[None]:
+def binary_results(connection: Connection) -> AbstractContextManager[None]:
     """Have psycopg fetch in the binary format: it is half as long for bytes, which are hexadecimal otherwise.
 
     An application's own kind of cursor is left as it is.
     """
+    if connection.dialect.driver not in ("psycopg", "psycopg_async"):
+        return nullcontext()
     driver: Any = connection.connection.driver_connection
-    factories = binary_cursors() if connection.dialect.driver in ("psycopg", "psycopg_async") else {}
     usual = getattr(driver, "cursor_factory", None)
-    if usual not in factories:
-        yield
-        return
-    driver.cursor_factory = factories[usual]
+    return _with_cursors(driver, usual) if usual in binary_cursors() else nullcontext()
+
+
+@contextmanager
+def _with_cursors(driver: Any, usual: Any) -> Iterator[None]:
+    driver.cursor_factory = binary_cursors()[usual]
     try:
         yield
     finally:

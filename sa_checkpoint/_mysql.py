@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -258,7 +257,7 @@ class MySQLStrategy(Statements, PortableStrategy):
         is_one = shape.many and parameters["limit"] == 1 and shape.thread_id and shape.checkpoint_ns and not filter
         key = stored_keys(parameters)
         try:
-            rows = super().read(executor, replace(shape, many=False) if is_one else shape, key, filter)
+            rows = super().read(executor, shape._replace(many=False) if is_one else shape, key, filter)
         except DBAPIError as error:
             if not is_too_deep(error):
                 raise

@@ -215,7 +215,7 @@ class Listing:
             "after_checkpoint_ns": last.checkpoint_ns,
             "after_checkpoint_id": last.checkpoint_id,
         }
-        return replace(self, shape=replace(self.shape, after=True), parameters={**self.parameters, **key}, limit=limit)
+        return replace(self, shape=self.shape._replace(after=True), parameters={**self.parameters, **key}, limit=limit)
 
 
 def listing(
@@ -241,7 +241,7 @@ def listing(
     if limit is not None and (not isinstance(limit, int) or limit < 0):
         raise InvalidValue(f"limit is {limit!r}: pass a number of checkpoints, or None for all of them.")
     # As the metadata itself was stored: keys that are no strings become ones, tuples lists.
-    filter = load_json(dump_json("filter", filter or {}))
+    filter = load_json(dump_json("filter", filter)) if filter else {}
     if limit == 0:
         return None
     names = ("thread_id", "checkpoint_ns", "checkpoint_id", "before")

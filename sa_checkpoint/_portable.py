@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -240,7 +239,7 @@ class PortableStrategy(Strategy):
             if len(page) < CHUNK or len(found) >= parameters["limit"]:
                 return found[: parameters["limit"]]
             after = {f"after_{name}": getattr(page[-1], name) for name in _CHECKPOINT}
-            shape, parameters = replace(shape, after=True), {**parameters, **after}
+            shape, parameters = shape._replace(after=True), {**parameters, **after}
 
     def _build_targets(self, shape: ReadShape) -> Executable:
         columns = self.tables.checkpoints.c

@@ -146,7 +146,11 @@ def _record(
     versions = _codec.blob_versions_of(checkpoint)
     for name in (_codec.BLOB_VERSIONS, _codec.NAMED_BLOBS):
         checkpoint.pop(name, None)
-    keys = {channel: (thread_id, checkpoint_ns, channel, version) for channel, version in versions.items()}
+    found: dict[str, _Blob] = {}
+    for channel, version in versions.items():
+        blob = blobs.get((thread_id, checkpoint_ns, channel, version))
+        if blob is not None:
+            found[channel] = blob
     return Record(
         thread_id=thread_id,
         checkpoint_ns=checkpoint.pop(_codec.NAMESPACE, checkpoint_ns),
@@ -154,7 +158,7 @@ def _record(
         parent_checkpoint_id=parent_checkpoint_id,
         checkpoint=checkpoint,
         metadata=load_json(metadata),
-        blobs={channel: blobs[key] for channel, key in keys.items() if key in blobs},
+        blobs=found,
         writes=tasks.get((int(RowKind.WRITE), thread_id, checkpoint_ns, checkpoint_id), ()),
         sends=tasks.get((int(RowKind.SEND), thread_id, checkpoint_ns, checkpoint_id), ()),
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -32,8 +31,7 @@ Key = tuple[str, str]
 """A checkpoint of a thread: its namespace, as its column holds it, and its id."""
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A statement and what to execute it with: one set of parameters, or several for an executemany.
 
     A constant statement is one object for all calls, so that its text is worth keeping. One that commits ends the
@@ -116,8 +114,7 @@ START = "start"
 """The `version` of the ANCESTOR rows of a walk's first step."""
 
 
-@dataclass(frozen=True)
-class ReadShape:
+class ReadShape(NamedTuple):
     """Which conditions a reading statement has. Each stands for a bound parameter of the same name.
 
     `after` continues a list below the key (`after_checkpoint_id`, `after_thread_id`, `after_checkpoint_ns`). `many`

@@ -178,6 +178,18 @@ def test_our_own_sqlite_engine_opens_no_connection_for_a_moment_only(tmp_path: P
             saver._bind.source.connect()
 
 
+def test_our_own_sqlite_engine_takes_the_connection_that_was_used_last(tmp_path: Path) -> None:
+    with SQLAlchemySaver.from_conn_string(f"sqlite:///{tmp_path}/a.db") as saver:
+        engine = saver._bind.source
+        for connection in [engine.connect() for _ in range(3)]:
+            connection.close()
+        used = set()
+        for _ in range(3):
+            with engine.connect() as connection:
+                used.add(connection.connection.dbapi_connection)
+        assert len(used) == 1
+
+
 class OwnPool(QueuePool):
     def __init__(self, creator: Any, **options: Any) -> None:
         self.options = options

@@ -1,10 +1,11 @@
-"""A call of one statement on PostgreSQL takes the pool's connection as it is, and nobody can tell but by the time."""
+"""A call on PostgreSQL or SQLite takes the pool's connection as it is, and nobody can tell but by the time."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ from tests.hosts import sync_engine_of
 from tests.usage import use, use_one_statement_calls
 
 on_postgresql = on_strategies("postgresql")
+on_both = on_strategies("postgresql", "sqlite")
+on_sqlite = on_strategies("sqlite")
 on_psycopg = on_backends(*(backend for backend in BACKENDS if backend.id == "psycopg"))
 
 
@@ -40,18 +43,21 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
     return made
 
 
-@on_postgresql
+@on_both
 async def test_a_call_makes_no_connection_of_sqlalchemys(
     database: Database, thread: str, connections: list[Connection]
 ) -> None:
-    async with database.engine() as engine:
+    async with database.engine(pool_size=5) as engine:
         client = Client(saver_on(engine), database.backend)
-        await use_one_statement_calls(
-            client, thread
-        )  # SQLAlchemy looks at the server with a Connection of its own first
+        # SQLAlchemy looks at the server with a Connection of its own first.
+        await use_one_statement_calls(client, thread)
         connections.clear()
         for number in range(8):
             await use_one_statement_calls(client, f"{thread} {number}")
+            assert len(await client.list(config_of(f"{thread} {number}"))) == 1
+            assert len(await client.list(config_of(f"{thread} {number}"), limit=1)) == 1
+            await client.delete_thread(f"{thread} {number}")
+            assert await client.get_tuple(config_of(f"{thread} {number}")) is None
         assert connections == []
         await use(client, f"{thread} all")
 
@@ -88,6 +94,70 @@ async def test_sqlalchemys_connection_serves_where_the_application_has_set_somet
         await use_one_statement_calls(client, thread)
         assert len(connections) == len(checkouts) == 3
         assert all(connection.closed for connection in connections)
+
+
+def begin_nothing(engine: Engine) -> None:
+    event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+
+
+def begin_early(engine: Engine) -> None:
+    def checkout(dbapi_connection: Any, *_: Any) -> None:
+        cursor = dbapi_connection.cursor()
+        cursor.execute("BEGIN")
+        cursor.close()
+
+    event.listen(engine, "checkout", checkout)
+
+
+@on_sqlite
+# A read needs no transaction.
+@pytest.mark.parametrize(("set_up", "made"), [(listen, 3), (begin_early, 3), (begin_nothing, 2)])
+async def test_sqlalchemys_connection_serves_where_the_driver_does_not_begin(
+    database: Database, thread: str, connections: list[Connection], set_up: Callable[[Engine], None], made: int
+) -> None:
+    async with database.engine(pool_size=1) as engine:
+        client = Client(saver_on(engine), database.backend)
+        set_up(sync_engine_of(engine))
+        await use_one_statement_calls(client, f"{thread} before")
+        connections.clear()
+        await use_one_statement_calls(client, thread)
+        assert len(connections) == made
+
+
+@on_sqlite
+async def test_of_a_commit_that_fails_nothing_is_left(database: Database, thread: str) -> None:
+    async with database.engine(pool_size=1, max_overflow=0, connect_args={"timeout": 0}) as engine:
+        client = Client(saver_on(engine), database.backend)
+        await use_one_statement_calls(client, f"{thread} before")
+        reader = sqlite3.connect(str(database.url.database), isolation_level=None)
+        # Without WAL, a writer waits for readers when it commits.
+        assert reader.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM checkpoints").fetchall()
+        with pytest.raises(OperationalError, match="locked") as caught:
+            await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        reader.close()
+        assert caught.value.statement is None  # the COMMIT is not one of SQLAlchemy's
+        assert await client.get_tuple(config_of(thread)) is None
+        await use_one_statement_calls(client, f"{thread} after")
+
+
+@on_sqlite
+async def test_writers_to_whom_a_listener_comes_too_late_go_by_sqlalchemy(
+    database: Database, thread: str, connections: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with database.engine(pool_size=5) as engine:
+        client = Client(saver_on(engine), database.backend)
+        await use_one_statement_calls(client, f"{thread} before")
+        # What is seen after these looks, by everything else.
+        monkeypatch.setattr(EngineBind, "_is_unobserved", lambda _: True)
+        monkeypatch.setattr(EngineBind, "_commits_groups", lambda _: True)
+        begun: list[Connection] = []
+        event.listen(sync_engine_of(engine), "begin", begun.append)
+        connections.clear()
+        names = [f"{thread} {number}" for number in range(8)]
+        await asyncio.gather(*(use_one_statement_calls(client, name) for name in names))
+        assert len(connections) == len(begun) == 3 * len(names)
 
 
 @on_psycopg
