@@ -28,6 +28,8 @@ from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
 Saver: TypeAlias = BaseCheckpointSaver[str]
 
 POOL_SIZE = 10
+# What docs/guides/engine.md recommends: the connection that was used last comes first.
+_ENGINE_OPTIONS = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_use_lifo": True}
 # What LangGraph's documentation passes to a connection of its own, or of a pool.
 _PSYCOPG_OPTIONS = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
 
@@ -57,7 +59,7 @@ class Contestant:
 
 @contextmanager
 def _ours(url: URL) -> Iterator[Saver]:
-    engine = create_engine(url, pool_size=POOL_SIZE, max_overflow=0)
+    engine = create_engine(url, **_ENGINE_OPTIONS)
     saver = SQLAlchemySaver(engine)
     saver.setup()
     connections = [engine.connect() for _ in range(POOL_SIZE)]
@@ -71,7 +73,7 @@ def _ours(url: URL) -> Iterator[Saver]:
 
 @asynccontextmanager
 async def _ours_async(url: URL) -> AsyncIterator[Saver]:
-    engine = create_async_engine(url, pool_size=POOL_SIZE, max_overflow=0)
+    engine = create_async_engine(url, **_ENGINE_OPTIONS)
     saver = AsyncSQLAlchemySaver(engine)
     await saver.setup()
     connections = [await engine.connect() for _ in range(POOL_SIZE)]
