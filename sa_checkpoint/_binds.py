@@ -138,7 +138,7 @@ class EngineBind(Bind):
         self._takes_singles = (
             type(engine) is Engine
             and not isinstance(engine.pool, StaticPool)
-            and engine.dialect.name in ("postgresql", "sqlite")
+            and (engine.dialect.name in ("postgresql", "sqlite") or engine.dialect.driver == "pymysql")
         )
 
     def connect(
@@ -186,14 +186,14 @@ class EngineBind(Bind):
     ) -> T | None:
         how: Any = {"writes": writes, "is_one": is_one, "is_short": is_short}
         is_single = is_constant and self._takes_singles and self._is_unobserved()
-        if is_single and (not writes or is_one(self.source.dialect)):
-            with suppress(NotSingle):
+        with suppress(NotSingle):
+            if writes and self.source.dialect.name == "sqlite":
+                if is_short and self._commits_groups():
+                    transact: Any = self._run_single if is_single else self._run_usual
+                    self._groups.run(work, cancellation, partial(transact, **how))
+                    return None
+            elif is_single:
                 return self._run_single(work, cancellation, **how)
-        elif is_short and writes and self._commits_groups():
-            transact: Any = self._run_single if is_single else self._run_usual
-            with suppress(NotSingle):
-                self._groups.run(work, cancellation, partial(transact, **how))
-                return None
         return super().run(work, cancellation, **how)
 
     def _run_usual(self, work: Callable[[Connection], T], cancellation: Cancellation, **how: Any) -> T:
@@ -211,23 +211,19 @@ class EngineBind(Bind):
     ) -> T:
         """Do work without SQLAlchemy's Connection, if it turns out that the pool's connection is as usual."""
         dialect = self.source.dialect
-        single = is_one(dialect)
-        with Single(self.source) as connection:
-            given = connection.as_connection
-            if not (
-                _transactions.may_autocommit(given, self._autocommit)
-                if single
-                else _transactions.driver_begins(given, writes=writes)
-            ):
-                pooled = connection.release()
+        with Single(self.source) as single:
+            end = _transactions.without_begin(
+                single, writes=writes, is_one=is_one(dialect), is_short=is_short, autocommit=self._autocommit
+            )
+            if end is None:
+                pooled = single.release()
                 return self._run_usual(
                     work, cancellation, writes=writes, is_one=is_one, is_short=is_short, pooled=pooled
                 )
             self.protect(dialect, cancellation)
-            result = work(given)
+            result = work(single.as_connection)
             cancellation.check()
-            if writes and not single:
-                connection.commit()
+            end()
             cancellation.protect()  # as in `_checked_out`
             return result
 
@@ -241,7 +237,7 @@ class EngineBind(Bind):
         # them; and where connections are not shared, they may differ: by tenant, say, which only the caller's context
         # has.
         pool = self.source.pool
-        if self.source.dialect.name != "sqlite" or type(pool) not in (QueuePool, AsyncAdaptedQueuePool):
+        if type(pool) not in (QueuePool, AsyncAdaptedQueuePool):
             return False
         events = pool.dispatch
         return not (has_listeners(self.source) or events.checkout or events.checkin or events.reset)

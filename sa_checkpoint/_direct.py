@@ -102,7 +102,7 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
         if dialect.driver == "asyncpg" and not many and (single or pooled.dbapi_connection.autocommit):
             if _asyncpg.may_fetch(pooled.dbapi_connection):
                 return _asyncpg.fetch(pooled.dbapi_connection, text, parameters)
-        if single and dialect.name == "postgresql":
+        if single and dialect.name == "postgresql":  # a single statement
             single.autocommit()
         cursor = pooled.cursor()
         if dialect.driver == "asyncpg":

@@ -57,7 +57,7 @@ class Transaction:
         self.strategy = strategy
         self._is_unobserved: bool
         self._takes_text: bool
-        self._ending: Ending | None = None
+        self._ending: Ending | None = connection.get_execution_options().get(Ending.OPTION)
         if isinstance(connection, Single):
             # Somebody may have begun to listen while it was waited for, and be told by SQLAlchemy's Connection.
             self._is_unobserved = _direct.is_plain(connection.engine)
@@ -65,7 +65,6 @@ class Transaction:
         else:
             self._is_unobserved = _direct.is_unobserved(connection)
             self._takes_text = takes_text(connection)
-            self._ending = connection.get_execution_options().get(Ending.OPTION)
 
     @property
     def may_commit(self) -> bool:

@@ -1,8 +1,8 @@
 """A connection for a single call of ours, on an engine where nobody listens.
 
 It is the pool's, without SQLAlchemy's Connection around it: that and its transaction take longer than what is left to
-do of a short call, when its code has to come into the processor's caches. The call is a statement that is committed by
-itself, or on SQLite, where the driver begins, several and a COMMIT.
+do of a short call, when its code has to come into the processor's caches. `_transactions.without_begin` says which
+calls take no more.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Single:
         connection: The pool's connection, which is SQLAlchemy's adapter of the driver's.
         closed: Whether it has been given back.
         invalidated: Whether the pool has given up the connection.
+        is_reset: Whether nothing is left to roll back, of which the driver does not know without asking the server.
     """
 
     _has_events = False
@@ -45,7 +46,8 @@ class Single:
             self.connection: Any = engine.raw_connection()
         except self.dialect.loaded_dbapi.Error as error:
             raise self._wrapped(error, None) from error
-        self.closed = self.invalidated = False
+        self.closed = self.invalidated = self.is_reset = False
+        self._options: Mapping[str, Any] = engine.get_execution_options()
         self._is_switched = False
 
     def __enter__(self) -> Self:
@@ -65,7 +67,11 @@ class Single:
         return self.connection
 
     def get_execution_options(self) -> Mapping[str, Any]:
-        return self.engine.get_execution_options()
+        return self._options
+
+    def execution_options(self, **options: Any) -> None:
+        """Set what `get_execution_options` returns, as well."""
+        self._options = {**self._options, **options}
 
     def get_transaction(self) -> None:
         """There is none."""
@@ -134,4 +140,7 @@ class Single:
             leave_autocommit(self.as_connection, self.connection.dbapi_connection)
         if not self.closed:
             self.closed = True
-            self.connection.close()
+            if self.is_reset:
+                self.connection._close_special(transaction_reset=True)  # as SQLAlchemy's Connection does
+            else:
+                self.connection.close()

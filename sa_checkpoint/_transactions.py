@@ -7,7 +7,7 @@ statement anyway, on a connection of ours, does better without the round trips o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sa_checkpoint._direct import BUFFERED, has_listeners, is_unobserved
 from sa_checkpoint._driver import leave_autocommit
+from sa_checkpoint._single import Single
 from sa_checkpoint._types import MYSQL
 from sa_checkpoint.errors import is_transient
 
@@ -104,6 +105,47 @@ def _ended_with_last(connection: Connection, *, writes: bool) -> Iterator[None]:
         transaction.commit()
 
 
+def without_begin(
+    single: Single, *, writes: bool, is_one: bool, is_short: bool, autocommit: bool | None
+) -> Callable[[], None] | None:
+    """How a transaction of ours ends for which nothing has to begin.
+
+    Args:
+        single: The connection that was just checked out.
+        writes: As for `own`.
+        is_one: As for `own`.
+        is_short: As for `own`.
+        autocommit: As for `own`.
+
+    Returns:
+        What ends it when its statements have been executed; None if it takes `own`.
+    """
+    connection = single.as_connection
+    if is_one:
+        return _nothing if may_autocommit(connection, autocommit) else None
+    if connection.dialect.name == "sqlite":
+        # Python's sqlite3 begins with the first INSERT, UPDATE or DELETE, unless it has been told otherwise.
+        driver = _driver_connection(connection)
+        if _of_sqlite(driver, "in_transaction") or (writes and _sqlite_commits(driver)):
+            return None
+        return single.commit if writes else _nothing
+    if is_short and autocommit is not False and _may_end_with_last(connection):
+        ending = Ending()
+        single.execution_options(**{Ending.OPTION: ending})
+
+        def end() -> None:
+            if writes and not ending.is_committed:
+                single.commit()
+            single.is_reset = ending.is_committed
+
+        return end
+    return None
+
+
+def _nothing() -> None:
+    """The end of what is committed by itself, or changes nothing."""
+
+
 @contextmanager
 def _in_autocommit(connection: Connection) -> Iterator[None]:
     """Have a single statement committed by itself, and leave the driver's connection as it was."""
@@ -125,19 +167,6 @@ def may_autocommit(connection: Connection, autocommit: bool | None) -> bool:
     if connection.in_transaction() or is_in_transaction(connection):
         return False
     return autocommit or not _needs_begin(connection)
-
-
-def driver_begins(connection: Connection, *, writes: bool) -> bool:
-    """Whether a transaction of ours takes nothing but a COMMIT, or a read not even that, as on SQLite.
-
-    Python's sqlite3 begins with the first INSERT, UPDATE or DELETE, unless it has been told otherwise.
-    """
-    if connection.dialect.name != "sqlite":
-        return False
-    driver = _driver_connection(connection)
-    if _of_sqlite(driver, "in_transaction"):
-        return False
-    return not (writes and _sqlite_commits(driver))
 
 
 def _needs_begin(connection: Connection) -> bool:

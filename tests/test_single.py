@@ -1,4 +1,4 @@
-"""A call on PostgreSQL or SQLite takes the pool's connection as it is, and nobody can tell but by the time."""
+"""A call takes the pool's connection as it is where it may, and nobody can tell but by the time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from tests.hosts import sync_engine_of
 from tests.usage import use, use_one_statement_calls
 
 on_postgresql = on_strategies("postgresql")
-on_both = on_strategies("postgresql", "sqlite")
+# Without those that are forced to portable statements, and asyncmy, which sends a COMMIT of its own.
+on_all = on_backends(*(one for one in BACKENDS if not one.is_portable and one.id != "asyncmy"))
 on_sqlite = on_strategies("sqlite")
+on_pymysql = on_backends(*(one for one in BACKENDS if one.id == "pymysql"))
 on_psycopg = on_backends(*(backend for backend in BACKENDS if backend.id == "psycopg"))
 
 
@@ -43,7 +45,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
     return made
 
 
-@on_both
+@on_all
 async def test_a_call_makes_no_connection_of_sqlalchemys(
     database: Database, thread: str, connections: list[Connection]
 ) -> None:
@@ -122,6 +124,20 @@ async def test_sqlalchemys_connection_serves_where_the_driver_does_not_begin(
         connections.clear()
         await use_one_statement_calls(client, thread)
         assert len(connections) == made
+
+
+@on_pymysql
+async def test_sqlalchemys_connection_serves_where_a_commit_cannot_be_sent_along(
+    database: Database, thread: str, connections: list[Connection]
+) -> None:
+    async with database.engine() as engine:
+        in_autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+        for number, saver in enumerate((saver_on(engine, autocommit=False), saver_on(in_autocommit))):
+            client = Client(saver, database.backend)
+            await use_one_statement_calls(client, f"{thread} {number} before")
+            connections.clear()
+            await use_one_statement_calls(client, f"{thread} {number}")
+            assert len(connections) == 3
 
 
 @on_sqlite
