@@ -141,6 +141,13 @@ def run(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Three rounds of each workload: a look, no figures.")] = False,
     durable: Durable = True,
+    lifo: Annotated[
+        bool,
+        typer.Option(
+            help="Whether our engines take the connection that was used last, as the documentation recommends, or "
+            "each in turn, as SQLAlchemy does by itself."
+        ),
+    ] = True,
     json_file: Json = None,
 ) -> None:
     """Run workloads by ours and by the peers in turn, and print the medians and their ratios.
@@ -159,6 +166,7 @@ def run(
             links=[str(name) for name in link or (Link.SOCKET, Link.ONE)],
             effort=effort,
             durable=durable,
+            lifo=lifo,
             progress=progress,
         )
     report.show(figures, _console())

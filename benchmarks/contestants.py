@@ -28,8 +28,7 @@ from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
 Saver: TypeAlias = BaseCheckpointSaver[str]
 
 POOL_SIZE = 10
-# What docs/guides/engine.md recommends: the connection that was used last comes first.
-_ENGINE_OPTIONS = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_use_lifo": True}
+_ENGINE_OPTIONS = {"pool_size": POOL_SIZE, "max_overflow": 0}
 # What LangGraph's documentation passes to a connection of its own, or of a pool.
 _PSYCOPG_OPTIONS = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
 
@@ -42,8 +41,11 @@ class Entry:
     database: str
     is_ours: bool
     is_async: bool
-    open: Callable[[URL], Any]
-    """From a database's URL to a context manager of its saver, an async one if `is_async`."""
+    open: Callable[..., Any]
+    """From a database's URL to a context manager of its saver, an async one if `is_async`.
+
+    Ours takes `lifo`, too: whether the connection that was used last comes first, as docs/guides/engine.md recommends.
+    """
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Contestant:
 
 
 @contextmanager
-def _ours(url: URL) -> Iterator[Saver]:
-    engine = create_engine(url, **_ENGINE_OPTIONS)
+def _ours(url: URL, lifo: bool = True) -> Iterator[Saver]:
+    engine = create_engine(url, **_ENGINE_OPTIONS, pool_use_lifo=lifo)
     saver = SQLAlchemySaver(engine)
     saver.setup()
     connections = [engine.connect() for _ in range(POOL_SIZE)]
@@ -72,8 +74,8 @@ def _ours(url: URL) -> Iterator[Saver]:
 
 
 @asynccontextmanager
-async def _ours_async(url: URL) -> AsyncIterator[Saver]:
-    engine = create_async_engine(url, **_ENGINE_OPTIONS)
+async def _ours_async(url: URL, lifo: bool = True) -> AsyncIterator[Saver]:
+    engine = create_async_engine(url, **_ENGINE_OPTIONS, pool_use_lifo=lifo)
     saver = AsyncSQLAlchemySaver(engine)
     await saver.setup()
     connections = [await engine.connect() for _ in range(POOL_SIZE)]
@@ -86,15 +88,15 @@ async def _ours_async(url: URL) -> AsyncIterator[Saver]:
 
 
 @contextmanager
-def _ours_sqlite(url: URL) -> Iterator[Saver]:
-    with SQLAlchemySaver.from_conn_string(url) as saver:
+def _ours_sqlite(url: URL, lifo: bool = True) -> Iterator[Saver]:
+    with SQLAlchemySaver.from_conn_string(url, pool_use_lifo=lifo) as saver:
         saver.setup()
         yield saver
 
 
 @asynccontextmanager
-async def _ours_aiosqlite(url: URL) -> AsyncIterator[Saver]:
-    async with AsyncSQLAlchemySaver.from_conn_string(url) as saver:
+async def _ours_aiosqlite(url: URL, lifo: bool = True) -> AsyncIterator[Saver]:
+    async with AsyncSQLAlchemySaver.from_conn_string(url, pool_use_lifo=lifo) as saver:
         await saver.setup()
         yield saver
 
@@ -146,8 +148,8 @@ def _mysql_saver(url: URL) -> Iterator[Saver]:
         yield saver
 
 
-def _on(driver: str, open_ours: Callable[[URL], Any]) -> Callable[[URL], Any]:
-    return lambda url: open_ours(url.set(drivername=driver))
+def _on(driver: str, open_ours: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda url, **options: open_ours(url.set(drivername=driver), **options)
 
 
 ENTRIES = (
@@ -168,7 +170,12 @@ ENTRIES = (
 
 @contextmanager
 def opened(
-    entries: list[Entry], new_url: Callable[[], URL], link: Callable[[URL], URL], runner: asyncio.Runner
+    entries: list[Entry],
+    new_url: Callable[[], URL],
+    link: Callable[[URL], URL],
+    runner: asyncio.Runner,
+    *,
+    lifo: bool = True,
 ) -> Iterator[dict[bool, list[Contestant]]]:
     """Contestants on new databases: the sync ones under False, the async ones under True.
 
@@ -177,13 +184,14 @@ def opened(
         new_url: Makes an empty database.
         link: The URL of the same database over the link that is measured.
         runner: Whose event loop the async ones live on.
+        lifo: As for `Entry.open`.
     """
     stack = AsyncExitStack()
     contestants: dict[bool, list[Contestant]] = {False: [], True: []}
     try:
         for entry in entries:
             url = new_url()
-            manager = entry.open(link(url))
+            manager = entry.open(link(url), lifo=lifo) if entry.is_ours else entry.open(link(url))
             saver = runner.run(stack.enter_async_context(manager)) if entry.is_async else stack.enter_context(manager)
             contestants[entry.is_async].append(Contestant(entry.name, entry.is_ours, saver, url))
         yield contestants

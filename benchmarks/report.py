@@ -22,7 +22,8 @@ _SHOWN_TASKS = (1, 32)
 def show(report: Report, console: Console) -> None:
     """Print a report."""
     lines = [_server_line(server["version"], server["settings"]) for server in report["servers"].values()]
-    _describe(console, *lines, f"{report['started']}, {report['seconds']:.0f} s")
+    pools = "the connection that was used last" if report["lifo"] else "each connection in turn"
+    _describe(console, *lines, f"our engines take {pools}", f"{report['started']}, {report['seconds']:.0f} s")
     for database, link in dict.fromkeys((result["database"], result["link"]) for result in report["results"]):
         results = [result for result in report["results"] if (result["database"], result["link"]) == (database, link)]
         console.print(_table(f"{database}, {link}", results))

@@ -40,6 +40,7 @@ class Report(TypedDict):
     seconds: float
     machine: Machine
     packages: dict[str, str]
+    lifo: bool
     servers: dict[str, ServerReport]
     skipped: list[str]
     results: list[Result]
@@ -53,6 +54,7 @@ def run(
     links: Sequence[str],
     effort: Effort,
     durable: bool,
+    lifo: bool,
     progress: Progress,
 ) -> Report:
     """Measure.
@@ -63,6 +65,7 @@ def run(
         links: Some of `targets.LINKS`.
         effort: How long to measure each workload.
         durable: As in `servers.started`.
+        lifo: As for `contestants.Entry.open`.
         progress: Where to show what is going on.
     """
     begin = perf_counter()
@@ -71,6 +74,7 @@ def run(
         "seconds": 0,
         "machine": machine(),
         "packages": packages(),
+        "lifo": lifo,
         "servers": {},
         "skipped": [],
         "results": [],
@@ -81,7 +85,7 @@ def run(
             with servers.started(database, durable=durable) as server:
                 report["servers"][database] = {"version": server.version, "settings": server.settings}
                 for link in [FILE] if database == "sqlite" else links:
-                    _run_link(server, link, only, effort, progress, report)
+                    _run_link(server, link, only, effort, lifo, progress, report)
         except servers.Unavailable as reason:
             report["skipped"].append(f"{database}: {reason}")
     report["seconds"] = round(perf_counter() - begin, 1)
@@ -104,13 +108,17 @@ def _workloads(database: str, link: str, only: Sequence[str]) -> list[Workload]:
 
 
 def _run_link(
-    server: Server, link: str, only: Sequence[str], effort: Effort, progress: Progress, report: Report
+    server: Server, link: str, only: Sequence[str], effort: Effort, lifo: bool, progress: Progress, report: Report
 ) -> None:
     workloads = _workloads(server.database, link, only)
     with_storage = server.database != "mysql" and not LINKS.get(link) and chosen(STORAGE, only)
     task = progress.add_task(f"{server.database}, {link}", total=len(workloads) + with_storage)
     entries = [entry for entry in ENTRIES if entry.database == server.database]
-    with asyncio.Runner() as runner, _links(link) as linked, opened(entries, server.new_url, linked, runner) as savers:
+    with (
+        asyncio.Runner() as runner,
+        _links(link) as linked,
+        opened(entries, server.new_url, linked, runner, lifo=lifo) as savers,
+    ):
         if with_storage:  # first, while the server has nothing else to write
             progress.update(task, description=f"{server.database}, {link}: {STORAGE}")
             report["storage"] += [storage(saver) for saver in savers[False] if saver.name != "ours on psycopg2"]

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
+from benchmarks.contestants import ENTRIES
 from benchmarks.proxy import delayed
 from tests.backends import BACKENDS, Database, on_backends
 
@@ -32,8 +33,9 @@ def test_each_command_says_what_it_does(command: tuple[str, ...]) -> None:
 
 def test_a_run_measures_ours_and_the_peer_and_is_plotted(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    shown = benchmarks("run", "--database", "sqlite", "--only", "^put$", "--quick", "--json", str(file))
+    shown = benchmarks("run", "--database", "sqlite", "--only", "^put$", "--quick", "--no-lifo", "--json", str(file))
     report = json.loads(file.read_text())
+    assert report["lifo"] is False
     (result,) = report["results"]
     ours, peer = result["contestants"]
     assert (ours, peer) == ("ours on sqlite3", "SqliteSaver")
@@ -44,6 +46,20 @@ def test_a_run_measures_ours_and_the_peer_and_is_plotted(tmp_path: Path) -> None
     benchmarks("plot", str(file), "--output", str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "ratios-sqlite-file.svg", "results.md"}
     assert f"| put | sqlite3 | {medians[ours]:.2f} | {medians[peer]:.2f} |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize("lifo", [True, False])
+def test_an_engine_of_ours_takes_its_connections_as_it_is_told(tmp_path: Path, lifo: bool) -> None:
+    (entry,) = (entry for entry in ENTRIES if entry.name == "ours on sqlite3")
+    with entry.open(make_url(f"sqlite:///{tmp_path}/a.db"), lifo=lifo) as saver:
+        engine = saver._bind.source
+        for connection in [engine.connect() for _ in range(3)]:
+            connection.close()
+        used = set()
+        for _ in range(3):
+            with engine.connect() as connection:
+                used.add(connection.connection.dbapi_connection)
+        assert len(used) == (1 if lifo else 3)
 
 
 @on_backends(*(one for one in BACKENDS if one.id in ("psycopg", "pymysql")))
