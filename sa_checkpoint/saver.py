@@ -96,7 +96,8 @@ class SQLAlchemySaver(BaseSQLAlchemySaver):
         """A saver on an engine of its own, which is disposed of at the end of the `with` block.
 
         On SQLite the engine uses WAL, waits for locks up to 30 seconds and checks foreign keys; its pool has 5
-        connections to a file, and no more for a moment, unless you pass `pool_size` or `max_overflow`.
+        connections to a file, no more for a moment, and hands out the one that was used last, unless you pass
+        `pool_size`, `max_overflow` or `pool_use_lifo`.
 
         Args:
             url: Any SQLAlchemy URL. `postgresql://` and `postgres://` mean psycopg.
