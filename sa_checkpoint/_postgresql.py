@@ -7,6 +7,7 @@ so the number of statements that drivers prepare stays small. JSON crosses as te
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -154,11 +155,22 @@ class PostgreSQLStrategy(SQLStrategy):
         return [last.add_cte(*(change.cte(f"change_{number}") for number, change in enumerate(others)))]
 
     def rows(self, name: str, *columns: str) -> FromClause:
-        arrays = (bindparam(f"{name}_{column}", type_=ARRAY(Text())) for column in columns)
-        return func.unnest(*arrays).table_valued(*columns, joins_implicitly=True).render_derived(name=name)
+        if len(columns) == 1:
+            # The planner takes an array for fewer rows than JSON, and then looks up each by an index.
+            array = bindparam(f"{name}_{columns[0]}", type_=ARRAY(Text()))
+            return func.unnest(array).table_valued(*columns, joins_implicitly=True).render_derived(name=name)
+        # Of pairs there may be thousands: one text, since psycopg makes arrays in Python.
+        each = func.jsonb_array_elements(cast(text_parameter(name), JSONB)).table_valued("value", joins_implicitly=True)
+        values = (
+            each.c.value.op("->>", return_type=Text())(literal_column(str(index))).label(column)
+            for index, column in enumerate(columns)
+        )
+        return select(*values).subquery(name)
 
     def row_values(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Parameters:
-        return {f"{name}_{column}": [row[index] for row in rows] for index, column in enumerate(columns)}
+        if len(columns) == 1:
+            return {f"{name}_{columns[0]}": [value for (value,) in rows]}
+        return {name: json.dumps(rows)}
 
     def look_up(
         self, source: FromClause, table: Table, condition: ColumnElement[bool], *columns: str
