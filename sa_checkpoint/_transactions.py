@@ -126,7 +126,8 @@ def without_begin(
     if connection.dialect.name == "sqlite":
         # Python's sqlite3 begins with the first INSERT, UPDATE or DELETE, unless it has been told otherwise.
         driver = _driver_connection(connection)
-        if _of_sqlite(driver, "in_transaction") or (writes and _sqlite_commits(driver)):
+        # It is neither where somebody has closed it, of which SQLAlchemy's Connection tells.
+        if _of_sqlite(driver, "in_transaction") is not False or (writes and _sqlite_commits(driver)):
             return None
         return single.commit if writes else _nothing
     if is_short and autocommit is not False and _may_end_with_last(connection):
