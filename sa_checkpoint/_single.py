@@ -29,7 +29,7 @@ class Single:
         connection: The pool's connection, which is SQLAlchemy's adapter of the driver's.
         closed: Whether it has been given back.
         invalidated: Whether the pool has given up the connection.
-        is_reset: Whether nothing is left to roll back, of which the driver does not know without asking the server.
+        is_open: Whether a transaction of ours has to be rolled back; None if there is none, whatever happens.
     """
 
     _has_events = False
@@ -46,7 +46,8 @@ class Single:
             self.connection: Any = engine.raw_connection()
         except self.dialect.loaded_dbapi.Error as error:
             raise self._wrapped(error, None) from error
-        self.closed = self.invalidated = self.is_reset = False
+        self.closed = self.invalidated = False
+        self.is_open: bool | None = None
         self._options: Mapping[str, Any] = engine.get_execution_options()
         self._is_switched = False
 
@@ -109,6 +110,7 @@ class Single:
             self.dialect.do_commit(self.connection.dbapi_connection)
         except self.dialect.loaded_dbapi.Error as error:
             raise self._wrapped(error, self.connection) from error
+        self.is_open = False
 
     def _wrapped(self, error: Exception, pooled: Any) -> Exception:
         return DBAPIError.instance(
@@ -138,9 +140,20 @@ class Single:
         """Give the connection back as it was."""
         if self._is_switched and not self.closed:
             leave_autocommit(self.as_connection, self.connection.dbapi_connection)
+        if self.is_open and not self.closed:
+            self._roll_back()
         if not self.closed:
             self.closed = True
-            if self.is_reset:
-                self.connection._close_special(transaction_reset=True)  # as SQLAlchemy's Connection does
-            else:
+            if self.is_open is None:
                 self.connection.close()
+            else:
+                self.connection._close_special(transaction_reset=True)  # as SQLAlchemy's Connection does
+
+    def _roll_back(self) -> None:
+        """Do what the pool might not, or have it give up the connection."""
+        try:
+            self.dialect.do_rollback(self.connection.dbapi_connection)
+        except BaseException as error:
+            self.invalidate(error)
+            if not isinstance(error, Exception):
+                raise

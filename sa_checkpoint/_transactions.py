@@ -129,15 +129,20 @@ def without_begin(
         # It is neither where somebody has closed it, of which SQLAlchemy's Connection tells.
         if _of_sqlite(driver, "in_transaction") is not False or (writes and _sqlite_commits(driver)):
             return None
-        return single.commit if writes else _nothing
+        if not writes:
+            return _nothing
+        single.is_open = True
+        return single.commit
     if is_short and autocommit is not False and _may_end_with_last(connection):
         ending = Ending()
         single.execution_options(**{Ending.OPTION: ending})
+        single.is_open = True
 
         def end() -> None:
-            if writes and not ending.is_committed:
+            if ending.is_committed:
+                single.is_open = False
+            elif writes:
                 single.commit()
-            single.is_reset = ending.is_committed
 
         return end
     return None

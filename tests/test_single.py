@@ -11,14 +11,25 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, QueuePool, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, QueuePool, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
 from sa_checkpoint._binds import EngineBind
 from sa_checkpoint.errors import SchemaOutOfDate
-from tests.backends import BACKENDS, Client, Database, done, entered, on_backends, on_strategies, saver_on
+from tests import triggers
+from tests.backends import (
+    BACKENDS,
+    Client,
+    Database,
+    done,
+    entered,
+    on_backends,
+    on_strategies,
+    saver_on,
+    with_sync_driver,
+)
 from tests.checkpoints import checkpoint_of, config_of
 from tests.hosts import sync_engine_of
 from tests.usage import use, use_one_statement_calls
@@ -138,6 +149,24 @@ async def test_sqlalchemys_connection_serves_where_a_commit_cannot_be_sent_along
             connections.clear()
             await use_one_statement_calls(client, f"{thread} {number}")
             assert len(connections) == 3
+
+
+@on_all
+async def test_a_call_that_fails_is_rolled_back_whatever_the_pool_does(database: Database, thread: str) -> None:
+    sync_engine = create_engine(with_sync_driver(database.url))
+    with sync_engine.begin() as connection:
+        # It is the second table that a put inserts into.
+        triggers.before("INSERT", connection, f"NEW.thread_id = '{thread}'", triggers.refusing())
+    async with database.engine(pool_size=1, max_overflow=0, pool_reset_on_return=None) as engine:
+        client = Client(saver_on(engine), database.backend)
+        await use_one_statement_calls(client, f"{thread} before")
+        with pytest.raises(DBAPIError, match="refused"):
+            await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        await use_one_statement_calls(client, f"{thread} after")
+    with sync_engine.connect() as connection:
+        left = connection.execute(text("SELECT count(*) FROM checkpoint_blobs WHERE thread_id = :id"), {"id": thread})
+        assert left.scalar() == 0
+    sync_engine.dispose()
 
 
 @on_sqlite
