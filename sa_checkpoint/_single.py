@@ -110,6 +110,9 @@ class Single:
             self.dialect.do_commit(self.connection.dbapi_connection)
         except self.dialect.loaded_dbapi.Error as error:
             raise self._wrapped(error, self.connection) from error
+        except BaseException as error:
+            self.invalidate(error)  # interrupted in the middle: the server's answer may still come
+            raise
         self.is_open = False
 
     def _wrapped(self, error: Exception, pooled: Any) -> Exception:

@@ -170,6 +170,27 @@ async def test_a_call_that_fails_is_rolled_back_whatever_the_pool_does(database:
 
 
 @on_sqlite
+async def test_a_connection_whose_commit_was_interrupted_is_given_up(
+    database: Database, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with database.engine(pool_size=1, max_overflow=0) as engine:
+        client = Client(saver_on(engine), database.backend)
+        await use_one_statement_calls(client, f"{thread} before")
+        given_up: list[Any] = []
+        event.listen(sync_engine_of(engine), "invalidate", lambda *_: given_up.append(1))
+
+        def interrupted(_connection: Any) -> None:
+            raise asyncio.CancelledError  # as KeyboardInterrupt is, no Exception
+
+        monkeypatch.setattr(sync_engine_of(engine).dialect, "do_commit", interrupted)
+        with pytest.raises(asyncio.CancelledError):
+            await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        monkeypatch.undo()
+        assert given_up == [1]
+        assert await client.get_tuple(config_of(thread)) is None
+
+
+@on_sqlite
 async def test_of_a_commit_that_fails_nothing_is_left(database: Database, thread: str) -> None:
     async with database.engine(pool_size=1, max_overflow=0, connect_args={"timeout": 0}) as engine:
         client = Client(saver_on(engine), database.backend)
