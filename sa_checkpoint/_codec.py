@@ -271,8 +271,9 @@ def is_heavy(value: Any) -> bool:
 def blob_versions_of(checkpoint: Mapping[str, Any]) -> dict[str, str | None]:
     """Where the blob of each channel is, by a checkpoint's JSON: the reverse of what `encode_values` says."""
     versions = checkpoint.get("channel_versions") or {}
-    keys = {channel: version if type(version) is str else version_key(version) for channel, version in versions.items()}
-    return keys | (checkpoint.get(BLOB_VERSIONS) or {})
+    return {channel: version_key(version) for channel, version in versions.items()} | (
+        checkpoint.get(BLOB_VERSIONS) or {}
+    )
 
 
 def named_blobs(checkpoint: Mapping[str, Any]) -> list[tuple[str, str]]:

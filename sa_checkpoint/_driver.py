@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -31,15 +31,19 @@ def _with_cursors(driver: Any, usual: Any) -> Iterator[None]:
         driver.cursor_factory = usual
 
 
-def leave_autocommit(connection: Connection, driver: Any) -> None:
-    """Have a driver's connection commit no more by itself, or have the pool give it up."""
+def or_give_up(connection: Connection, tidy: Callable[[], object]) -> None:
+    """Make a driver's connection what the next one to have it expects, or have the pool give it up."""
     try:
-        driver.autocommit = False
+        tidy()
     except BaseException as error:
-        # The pool must not hand out a connection on which nothing can be rolled back.
         connection.invalidate(error)
         if not isinstance(error, Exception):
             raise  # an awaited call has been given up
+
+
+def leave_autocommit(connection: Connection, driver: Any) -> None:
+    """Have a driver's connection commit no more by itself: nothing could be rolled back on it."""
+    or_give_up(connection, partial(setattr, driver, "autocommit", False))
 
 
 @cache

@@ -15,7 +15,6 @@ from sa_checkpoint._mysql import MySQLStrategy
 from sa_checkpoint._portable import PortableStrategy
 from sa_checkpoint._postgresql import PostgreSQLStrategy
 from sa_checkpoint._prepared import prepared_for, takes_text
-from sa_checkpoint._single import Single
 from sa_checkpoint._sqlite import SQLiteStrategy
 from sa_checkpoint._strategy import Call, Parameters, Rows, Strategy, is_large
 from sa_checkpoint._tables import tables_in
@@ -55,16 +54,9 @@ class Transaction:
     def __init__(self, connection: Connection, strategy: Strategy) -> None:
         self.connection = connection
         self.strategy = strategy
-        self._is_unobserved: bool
-        self._takes_text: bool
+        self._is_unobserved = _direct.is_unobserved(connection)
+        self._takes_text = takes_text(connection)
         self._ending: Ending | None = connection.get_execution_options().get(Ending.OPTION)
-        if isinstance(connection, Single):
-            # Somebody may have begun to listen while it was waited for, and be told by SQLAlchemy's Connection.
-            self._is_unobserved = _direct.is_plain(connection.engine)
-            self._takes_text = self._is_unobserved
-        else:
-            self._is_unobserved = _direct.is_unobserved(connection)
-            self._takes_text = takes_text(connection)
 
     @property
     def may_commit(self) -> bool:

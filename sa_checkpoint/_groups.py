@@ -25,6 +25,9 @@ from sa_checkpoint._cancellation import Cancellation
 Work = Callable[[Connection], Any]
 """Executes statements."""
 
+Transact = Callable[[Work, Cancellation], Any]
+"""Has work done on a connection in a transaction of its own, for a call that may be given up."""
+
 # So that no transaction keeps other processes waiting for long.
 _MOST = 64
 
@@ -136,13 +139,13 @@ class Groups:
         self._async_groups: WeakKeyDictionary[Any, WeakKeyDictionary[asyncio.AbstractEventLoop, _Group]]
         self._async_groups = WeakKeyDictionary()
 
-    def run(self, work: Work, cancellation: Cancellation, transact: Callable[[Work, Cancellation], Any]) -> None:
+    def run(self, work: Work, cancellation: Cancellation, transact: Transact) -> None:
         """Have work done and committed, by itself or together with others'.
 
         Args:
             work: Executes statements.
             cancellation: The call's.
-            transact: Has work done on a connection in a transaction of its own, for a call that may be given up.
+            transact: How.
         """
         pool = self._engine.pool
         group = self._group(pool)
@@ -167,7 +170,7 @@ class Groups:
         loops = self._async_groups.setdefault(pool, WeakKeyDictionary())
         return loops.setdefault(asyncio.get_running_loop(), _Group())
 
-    def _lead(self, group: _Group, leader: _Member, transact: Callable[[Work, Cancellation], Any]) -> bool:
+    def _lead(self, group: _Group, leader: _Member, transact: Transact) -> bool:
         """Execute the leader's work, and then that of those who wait, in one transaction.
 
         Returns:

@@ -15,8 +15,6 @@ from sa_checkpoint._text import is_storable_text
 from sa_checkpoint.errors import InvalidValue
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_DECODER = json.JSONDecoder()
-
 # In JSON text, a float with an exponent, or a string that looks like one; but no UUID does.
 _EXPONENT = re.compile(r"[:,\[]-?\d[\d.]*e[+-]\d")
 
@@ -65,7 +63,7 @@ def _dump_without_exponents(value: Any) -> str:
 
 def load_json(text: str) -> dict[str, Any]:
     """The object in a JSON column, from its text."""
-    value: dict[str, Any] = _DECODER.decode(text)
+    value: dict[str, Any] = json.loads(text)
     return value
 
 

@@ -8,16 +8,17 @@ calls take no more.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Self, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from sa_checkpoint._driver import leave_autocommit
+from sa_checkpoint._driver import leave_autocommit, or_give_up
 
 
 class NotSingle(Exception):
-    """It takes SQLAlchemy's Connection, perhaps since somebody listens now. Nothing has been executed."""
+    """It takes SQLAlchemy's Connection, perhaps since somebody listens now. Nothing of it has been stored."""
 
 
 class Single:
@@ -141,22 +142,16 @@ class Single:
 
     def close(self) -> None:
         """Give the connection back as it was."""
-        if self._is_switched and not self.closed:
+        if self.closed:
+            return
+        if self._is_switched:
             leave_autocommit(self.as_connection, self.connection.dbapi_connection)
-        if self.is_open and not self.closed:
-            self._roll_back()
-        if not self.closed:
-            self.closed = True
-            if self.is_open is None:
-                self.connection.close()
-            else:
-                self.connection._close_special(transaction_reset=True)  # as SQLAlchemy's Connection does
-
-    def _roll_back(self) -> None:
-        """Do what the pool might not, or have it give up the connection."""
-        try:
-            self.dialect.do_rollback(self.connection.dbapi_connection)
-        except BaseException as error:
-            self.invalidate(error)
-            if not isinstance(error, Exception):
-                raise
+        elif self.is_open:  # the pool might not
+            or_give_up(self.as_connection, partial(self.dialect.do_rollback, self.connection.dbapi_connection))
+        if self.closed:
+            return
+        self.closed = True
+        if self.is_open is None:
+            self.connection.close()
+        else:
+            self.connection._close_special(transaction_reset=True)  # as SQLAlchemy's Connection does

@@ -18,8 +18,6 @@ def identifier(name: str, value: Any) -> str:
     Raises:
         InvalidConfig: It is of another type, or has a NUL or a lone surrogate.
     """
-    if type(value) is str and value.isascii() and "\0" not in value:
-        return value  # as it nearly always is
     if type(value) is not str:
         if not isinstance(value, str | int | UUID) or isinstance(value, bool):
             raise InvalidConfig(f"{name} must be a str, not {type(value).__name__}: {value!r}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -16,6 +16,28 @@ from tests.backends import entered
 
 def sync_engine_of(engine: Engine | AsyncEngine) -> Engine:
     return engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+
+
+def connections_in_a_row(engine: Engine, number: int) -> int:
+    """How many connections of the pool, which has so many, are used when they are taken one after another."""
+    for connection in [engine.connect() for _ in range(number)]:
+        connection.close()
+    used = set()
+    for _ in range(number):
+        with engine.connect() as connection:
+            used.add(connection.connection.dbapi_connection)
+    return len(used)
+
+
+def executing_at_checkout(statement: str) -> Callable[[Engine], None]:
+    """A listener of an engine's pool, which executes this on each connection that is checked out."""
+
+    def checkout(dbapi_connection: Any, *_: Any) -> None:
+        cursor = dbapi_connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+
+    return lambda engine: event.listen(engine, "checkout", checkout)
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, make_url, text
 from benchmarks.contestants import ENTRIES
 from benchmarks.proxy import delayed
 from tests.backends import BACKENDS, Database, on_backends
+from tests.hosts import connections_in_a_row
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,14 +53,7 @@ def test_a_run_measures_ours_and_the_peer_and_is_plotted(tmp_path: Path) -> None
 def test_an_engine_of_ours_takes_its_connections_as_it_is_told(tmp_path: Path, lifo: bool) -> None:
     (entry,) = (entry for entry in ENTRIES if entry.name == "ours on sqlite3")
     with entry.open(make_url(f"sqlite:///{tmp_path}/a.db"), lifo=lifo) as saver:
-        engine = saver._bind.source
-        for connection in [engine.connect() for _ in range(3)]:
-            connection.close()
-        used = set()
-        for _ in range(3):
-            with engine.connect() as connection:
-                used.add(connection.connection.dbapi_connection)
-        assert len(used) == (1 if lifo else 3)
+        assert connections_in_a_row(saver._bind.source, 3) == (1 if lifo else 3)
 
 
 @on_backends(*(one for one in BACKENDS if one.id in ("psycopg", "pymysql")))

@@ -19,6 +19,7 @@ from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
 from sa_checkpoint._cancellation import Cancellation
 from tests.backends import Client, Database, done, entered, saver_on
 from tests.checkpoints import checkpoint_of, config_of
+from tests.hosts import connections_in_a_row
 
 
 async def test_on_a_callers_connection_nothing_is_stored_until_the_caller_commits(
@@ -180,14 +181,7 @@ def test_our_own_sqlite_engine_opens_no_connection_for_a_moment_only(tmp_path: P
 
 def test_our_own_sqlite_engine_takes_the_connection_that_was_used_last(tmp_path: Path) -> None:
     with SQLAlchemySaver.from_conn_string(f"sqlite:///{tmp_path}/a.db") as saver:
-        engine = saver._bind.source
-        for connection in [engine.connect() for _ in range(3)]:
-            connection.close()
-        used = set()
-        for _ in range(3):
-            with engine.connect() as connection:
-                used.add(connection.connection.dbapi_connection)
-        assert len(used) == 1
+        assert connections_in_a_row(saver._bind.source, 3) == 1
 
 
 class OwnPool(QueuePool):

@@ -31,7 +31,7 @@ from tests.backends import (
     with_sync_driver,
 )
 from tests.checkpoints import checkpoint_of, config_of
-from tests.hosts import sync_engine_of
+from tests.hosts import executing_at_checkout, sync_engine_of
 from tests.usage import use, use_one_statement_calls
 
 on_postgresql = on_strategies("postgresql")
@@ -83,17 +83,8 @@ def set_level(engine: Engine) -> None:
     event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", 4))
 
 
-def begin_at_checkout(engine: Engine) -> None:
-    def checkout(dbapi_connection: Any, *_: Any) -> None:
-        cursor = dbapi_connection.cursor()
-        cursor.execute("SELECT 1")
-        cursor.close()
-
-    event.listen(engine, "checkout", checkout)
-
-
 @on_psycopg
-@pytest.mark.parametrize("set_up", [listen, set_level, begin_at_checkout])
+@pytest.mark.parametrize("set_up", [listen, set_level, executing_at_checkout("SELECT 1")])
 async def test_sqlalchemys_connection_serves_where_the_application_has_set_something(
     database: Database, thread: str, connections: list[Connection], set_up: Callable[[Engine], None]
 ) -> None:
@@ -113,18 +104,9 @@ def begin_nothing(engine: Engine) -> None:
     event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
 
 
-def begin_early(engine: Engine) -> None:
-    def checkout(dbapi_connection: Any, *_: Any) -> None:
-        cursor = dbapi_connection.cursor()
-        cursor.execute("BEGIN")
-        cursor.close()
-
-    event.listen(engine, "checkout", checkout)
-
-
 @on_sqlite
 # A read needs no transaction.
-@pytest.mark.parametrize(("set_up", "made"), [(listen, 3), (begin_early, 3), (begin_nothing, 2)])
+@pytest.mark.parametrize(("set_up", "made"), [(listen, 3), (executing_at_checkout("BEGIN"), 3), (begin_nothing, 2)])
 async def test_sqlalchemys_connection_serves_where_the_driver_does_not_begin(
     database: Database, thread: str, connections: list[Connection], set_up: Callable[[Engine], None], made: int
 ) -> None:
