@@ -14,10 +14,11 @@ from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
 from sa_checkpoint import _asyncpg, _libpq
+from sa_checkpoint._driver import give_up
 from sa_checkpoint._single import Single
 
 # Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
@@ -119,7 +120,7 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
         is_gone = dialect.is_disconnect(error, pooled, cursor)
         _close(cursor)
         if is_gone:
-            _invalidate(connection, error)
+            single.give_up(error) if single else give_up(connection, error)
         raise DBAPIError.instance(
             text,
             parameters,
@@ -176,14 +177,3 @@ def rows_of(result: CursorResult[Any], *, fetch: bool) -> Sequence[Any]:
 def _close(cursor: Any) -> None:
     with suppress(Exception):
         cursor.close()
-
-
-def _invalidate(connection: Connection, error: Exception) -> None:
-    """Have SQLAlchemy find out that a connection is gone, so that it also gives up older ones in the pool."""
-    with suppress(SQLAlchemyError):
-        if isinstance(connection, Single):
-            connection.look()
-        else:
-            connection.exec_driver_sql("SELECT 1")
-    if not connection.invalidated:
-        connection.invalidate(error)

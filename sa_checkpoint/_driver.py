@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 
 def binary_results(connection: Connection) -> AbstractContextManager[None]:
@@ -29,6 +30,14 @@ def _with_cursors(driver: Any, usual: Any) -> Iterator[None]:
         yield
     finally:
         driver.cursor_factory = usual
+
+
+def give_up(connection: Connection, error: Exception) -> None:
+    """Have SQLAlchemy find out that a connection is gone, so that it also gives up older ones in the pool."""
+    with suppress(SQLAlchemyError):
+        connection.exec_driver_sql("SELECT 1")
+    if not connection.invalidated:
+        connection.invalidate(error)
 
 
 def or_give_up(connection: Connection, tidy: Callable[[], object]) -> None:

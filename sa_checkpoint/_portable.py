@@ -257,7 +257,7 @@ class PortableStrategy(Strategy):
     # --------------------------------------------------------------------------------------------------- maintenance
 
     def lock_thread(self, executor: Executor, thread_id: str) -> None:
-        executor.run(Call(self._lock, stored_keys({"key_thread_id": thread_id})))
+        executor.run(Call(self._lock, stored_keys({"key_thread_id": thread_id}), is_constant=True))
 
     @cached_property
     def _lock(self) -> Executable:

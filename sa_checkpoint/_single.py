@@ -14,7 +14,7 @@ from typing import Any, Self, cast
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from sa_checkpoint._driver import leave_autocommit, or_give_up
+from sa_checkpoint._driver import give_up, leave_autocommit, or_give_up
 
 
 class NotSingle(Exception):
@@ -110,14 +110,17 @@ class Single:
         try:
             self.dialect.do_commit(self.connection.dbapi_connection)
         except self.dialect.loaded_dbapi.Error as error:
-            raise self._wrapped(error, self.connection) from error
+            wrapped = self._wrapped(error, self.connection)
+            if wrapped.connection_invalidated:
+                self.give_up(error)
+            raise wrapped from error
         except BaseException as error:
             self.invalidate(error)  # interrupted in the middle: the server's answer may still come
             raise
         self.is_open = False
 
-    def _wrapped(self, error: Exception, pooled: Any) -> Exception:
-        return DBAPIError.instance(
+    def _wrapped(self, error: Exception, pooled: Any) -> DBAPIError:
+        wrapped: Any = DBAPIError.instance(
             None,
             None,
             error,
@@ -126,14 +129,12 @@ class Single:
             connection_invalidated=self.dialect.is_disconnect(error, pooled, None),
             dialect=self.dialect,
         )
+        return cast(DBAPIError, wrapped)
 
-    def look(self) -> None:
-        """Have SQLAlchemy find out if the server is gone, so that it gives up the pool's older connections, too."""
-        connection = Connection(self.engine, self.connection)
-        try:
-            connection.exec_driver_sql("SELECT 1")
-        finally:
-            self.closed = self.invalidated = connection.invalidated
+    def give_up(self, error: Exception) -> None:
+        """Have SQLAlchemy find out that the server is gone, so that the pool gives up its older connections, too."""
+        give_up(Connection(self.engine, self.connection), error)
+        self.closed = self.invalidated = True
 
     def invalidate(self, error: BaseException | None = None) -> None:
         """Have the pool give up the connection."""

@@ -7,6 +7,7 @@ statement anyway, on a connection of ours, does better without the round trips o
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -312,7 +313,7 @@ def _of_sqlite(driver: Any, name: str) -> Any:
     """An attribute of sqlite3's or aiosqlite's connection; None if that was closed, which the next statement says."""
     try:
         return getattr(driver, name, None)
-    except ValueError:
+    except (ValueError, sqlite3.ProgrammingError):
         return None
 
 

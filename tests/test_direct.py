@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import DDL, Connection, Engine, StaticPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
 from tests import triggers
@@ -203,26 +203,61 @@ async def test_all_connections_that_a_restart_has_cut_cost_one_call(
     gc.collect()
 
 
-@on_backends(*(backend for backend in BACKENDS if backend.id == "aiosqlite"))
+@on_backends(*(backend for backend in BACKENDS if backend.id == "pymysql"))
+@pytest.mark.filterwarnings("ignore:.*(unclosed|while still open):ResourceWarning")
+@pytest.mark.parametrize("listens", [True, False])
+async def test_a_restart_before_the_commit_costs_one_call(
+    database: Database, thread: str, listens: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with database.engine(pool_size=5) as engine:
+        # In this mode the COMMIT is sent by itself.
+        event.listen(sync_engine_of(engine), "connect", lambda driver, _: driver.query("SET sql_mode = 'ORACLE'"))
+        if listens:
+            event.listen(sync_engine_of(engine), "before_cursor_execute", nothing)
+        client = Client(saver_on(engine), database.backend)
+        await open_connections(engine, 5)
+        usual = sync_engine_of(engine).dialect.do_commit
+
+        def commit(connection: Any) -> None:
+            monkeypatch.undo()
+            cut_connections(client)
+            usual(connection)
+
+        monkeypatch.setattr(sync_engine_of(engine).dialect, "do_commit", commit)
+        with pytest.raises(DBAPIError) as caught:
+            await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
+        assert caught.value.connection_invalidated and caught.value.statement is None
+        for _ in range(5):
+            await short_calls(client, thread)
+            await client.delete_thread(thread)
+
+
+@on_strategies("sqlite")
 @pytest.mark.parametrize("call", ["get_tuple", "put"])
 @pytest.mark.parametrize("listens", [True, False])
-async def test_a_connection_of_aiosqlites_that_was_closed_costs_one_call(
+async def test_a_connection_to_sqlite_that_was_closed_costs_one_call(
     database: Database, thread: str, listens: bool, call: str
 ) -> None:
     async with database.engine(pool_size=1) as engine:
-        assert isinstance(engine, AsyncEngine)
         if listens:
-            event.listen(engine.sync_engine, "before_cursor_execute", nothing)
+            event.listen(sync_engine_of(engine), "before_cursor_execute", nothing)
         client = Client(saver_on(engine), database.backend)
-        async with engine.connect() as connection:
-            driver: Any = (await connection.get_raw_connection()).driver_connection
-        await driver.close()
-        with pytest.raises(DBAPIError, match=r"(?i)no active connection|connection closed") as caught:
+        async with connection_on(engine) as connection:
+            driver = await driver_of(connection)
+        await done(driver.close())
+        with pytest.raises(DBAPIError, match=r"(?i)no active connection|connection closed|closed database") as caught:
             if call == "put":
                 await client.put(config_of(thread), checkpoint_of(), {}, {})
             await client.get_tuple(config_of(thread))
         assert caught.value.connection_invalidated
         await use(client, thread)
+
+
+async def driver_of(connection: Connection | AsyncConnection) -> Any:
+    """The driver's connection."""
+    if isinstance(connection, AsyncConnection):
+        return (await connection.get_raw_connection()).driver_connection
+    return connection.connection.driver_connection
 
 
 async def open_connections(engine: Engine | AsyncEngine, number: int) -> None:

@@ -71,6 +71,7 @@ async def test_a_call_makes_no_connection_of_sqlalchemys(
             assert len(await client.list(config_of(f"{thread} {number}"), limit=1)) == 1
             await client.delete_thread(f"{thread} {number}")
             assert await client.get_tuple(config_of(f"{thread} {number}")) is None
+            await client.put(config_of(f"{thread} {number}"), checkpoint_of({"a": [1]}, {"a": 1}), {}, {"a": 1})
         assert connections == []
         await use(client, f"{thread} all")
 
