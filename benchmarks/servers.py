@@ -17,7 +17,14 @@ from tests import servers as test_servers
 
 DATABASES = ("postgresql", "sqlite", "mysql")
 _SETTINGS = {
-    "postgresql": ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size"),
+    "postgresql": (
+        "fsync",
+        "synchronous_commit",
+        "full_page_writes",
+        "shared_buffers",
+        "huge_pages",
+        "max_wal_size",
+    ),
     "mysql": ("innodb_flush_log_at_trx_commit", "sync_binlog", "innodb_buffer_pool_size"),
 }
 

@@ -43,7 +43,17 @@ from sqlalchemy.types import TypeEngine
 from sa_checkpoint._codec import BLOB_VERSIONS
 from sa_checkpoint._json import dump_json
 from sa_checkpoint._sql_strategy import SQLStrategy
-from sa_checkpoint._strategy import Call, Executor, Parameters, ReadShape, batches, is_large, numbered, text_parameter
+from sa_checkpoint._strategy import (
+    Call,
+    Executor,
+    Parameters,
+    ReadShape,
+    Rows,
+    batches,
+    is_large,
+    numbered,
+    text_parameter,
+)
 from sa_checkpoint._tables import Tables
 
 _BLOB: Mapping[str, TypeEngine[Any]] = {
@@ -138,6 +148,15 @@ class PostgreSQLStrategy(SQLStrategy):
             statement = self._put_writes(few=len(some) if few else None, replace=replace)
             parameters = {**task, **(numbered(some) if few else _arrays(_WRITE, some))}
             executor.run(Call(statement, parameters, is_constant=True))
+
+    def read(
+        self, executor: Executor, shape: ReadShape, parameters: Parameters, filter: Mapping[str, Any] | None = None
+    ) -> Rows:
+        # At most a page, so there are not many of these statements. A plan for any limit would be made for a tenth of
+        # the thread, and PostgreSQL would rather make one anew each time, which takes longer than a short list.
+        if shape.many and not filter:
+            shape = shape._replace(size=parameters["limit"])
+        return super().read(executor, shape, parameters, filter)
 
     def _read_filtered(self, shape: ReadShape, filter: Mapping[str, Any]) -> tuple[Executable, Parameters]:
         return self._cached_read_filtered(shape), {"filter": dump_json("filter", filter)}

@@ -238,7 +238,7 @@ class JSONStatements(Statements):
         # For a single checkpoint the limit is a constant: a plan for any limit is not as good, and PostgreSQL would
         # rather make one anew each time.
         is_one = shape.many and parameters["limit"] == 1
-        return super().read(executor, shape._replace(many=False) if is_one else shape, parameters, filter)
+        return super().read(executor, shape._replace(many=False, size=None) if is_one else shape, parameters, filter)
 
     @abstractmethod
     def together(self, *changes: Insert | Update | Delete) -> list[Executable]:

@@ -118,7 +118,8 @@ class ReadShape(NamedTuple):
     """Which conditions a reading statement has. Each stands for a bound parameter of the same name.
 
     `after` continues a list below the key (`after_checkpoint_id`, `after_thread_id`, `after_checkpoint_ns`). `many`
-    asks for up to `limit` checkpoints, newest first, instead of the latest one.
+    asks for up to `limit` checkpoints, newest first, instead of the latest one; `size` is that limit as a constant, if
+    it is to be one.
     """
 
     thread_id: bool = True
@@ -127,6 +128,7 @@ class ReadShape(NamedTuple):
     before: bool = False
     after: bool = False
     many: bool = False
+    size: int | None = None
 
     def key(self) -> list[str]:
         """The columns that tell the checkpoints found apart, and order them: a copied thread keeps its ids."""
@@ -140,7 +142,9 @@ class ReadShape(NamedTuple):
 
     def limit(self) -> ColumnElement[int]:
         """A constant where it can be one: a planner then knows that what follows is for a single row."""
-        return bindparam("limit", type_=Integer()) if self.many else literal_column("1")
+        if self.many and self.size is None:
+            return bindparam("limit", type_=Integer())
+        return literal_column(f"{self.size or 1:d}")
 
 
 LARGE_BYTES = 1_000_000

@@ -17,8 +17,9 @@ import pytest
 from sqlalchemy import URL, Connection, create_engine, event, insert, text
 
 from sa_checkpoint import migrations, models
-from tests.backends import BACKENDS, Backend, Client, Database, on_backends, saver_on, with_sync_driver
+from tests.backends import BACKENDS, Backend, Client, Database, done, on_backends, saver_on, with_sync_driver
 from tests.checkpoints import checkpoint_of, config_of
+from tests.hosts import connection_on
 from tests.rows import TABLES
 from tests.usage import use
 
@@ -415,6 +416,20 @@ async def test_blobs_and_writes_are_looked_up_by_checkpoint(
     """Known fault: a join that reads all of a thread's, when there seem to be few of them."""
     sent = await sent_on(database, OPERATIONS[operation], filled)
     assert faults(database, sent, planned, of_whole_threads) == []
+
+
+@on_psycopg
+@pytest.mark.parametrize("limit", [1, 3, 100, None])
+async def test_reading_a_thread_is_planned_once(database: Database, filled: str, limit: int | None) -> None:
+    """To make a plan takes longer than to read a few checkpoints by one."""
+    async with database.engine(pool_size=1) as engine:
+        client = Client(saver_on(engine), database.backend)
+        for _ in range(20):
+            assert len(await client.list(config_of(filled), limit=limit)) == min(limit or STEPS, STEPS)
+        async with connection_on(engine) as connection:
+            statement = text("SELECT custom_plans, generic_plans FROM pg_prepared_statements ORDER BY prepare_time")
+            ((custom, generic),) = (await done(connection.execute(statement))).all()
+    assert custom <= 5 < generic  # PostgreSQL makes five before it compares
 
 
 @on_psycopg
