@@ -148,6 +148,13 @@ def run(
             "each in turn, as SQLAlchemy does by itself."
         ),
     ] = True,
+    pin: Annotated[
+        bool,
+        typer.Option(
+            help="Whether the servers that are started have processors of their own, as on another machine, or share "
+            "all of them with what is measured. On Linux."
+        ),
+    ] = False,
     json_file: Json = None,
 ) -> None:
     """Run workloads by ours and by the peers in turn, and print the medians and their ratios.
@@ -167,6 +174,7 @@ def run(
             effort=effort,
             durable=durable,
             lifo=lifo,
+            pin=pin,
             progress=progress,
         )
     report.show(figures, _console())

@@ -23,7 +23,10 @@ def show(report: Report, console: Console) -> None:
     """Print a report."""
     lines = [_server_line(server["version"], server["settings"]) for server in report["servers"].values()]
     pools = "the connection that was used last" if report["lifo"] else "each connection in turn"
-    _describe(console, *lines, f"our engines take {pools}", f"{report['started']}, {report['seconds']:.0f} s")
+    processors = "the servers that were started had processors of their own; " if report["pin"] else ""
+    _describe(
+        console, *lines, f"{processors}our engines take {pools}", f"{report['started']}, {report['seconds']:.0f} s"
+    )
     for database, link in dict.fromkeys((result["database"], result["link"]) for result in report["results"]):
         results = [result for result in report["results"] if (result["database"], result["link"]) == (database, link)]
         console.print(_table(f"{database}, {link}", results))

@@ -41,6 +41,7 @@ class Report(TypedDict):
     machine: Machine
     packages: dict[str, str]
     lifo: bool
+    pin: bool
     servers: dict[str, ServerReport]
     skipped: list[str]
     results: list[Result]
@@ -55,6 +56,7 @@ def run(
     effort: Effort,
     durable: bool,
     lifo: bool,
+    pin: bool,
     progress: Progress,
 ) -> Report:
     """Measure.
@@ -66,6 +68,7 @@ def run(
         effort: How long to measure each workload.
         durable: As in `servers.started`.
         lifo: As for `contestants.Entry.open`.
+        pin: As in `servers.started`.
         progress: Where to show what is going on.
     """
     begin = perf_counter()
@@ -75,6 +78,7 @@ def run(
         "machine": machine(),
         "packages": packages(),
         "lifo": lifo,
+        "pin": pin,
         "servers": {},
         "skipped": [],
         "results": [],
@@ -82,7 +86,7 @@ def run(
     }
     for database in databases:
         try:
-            with servers.started(database, durable=durable) as server:
+            with servers.started(database, durable=durable, pin=pin) as server:
                 report["servers"][database] = {"version": server.version, "settings": server.settings}
                 for link in [FILE] if database == "sqlite" else links:
                     _run_link(server, link, only, effort, lifo, progress, report)

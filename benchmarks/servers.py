@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -45,19 +46,31 @@ class Server:
 
 
 @contextmanager
-def started(database: str, *, durable: bool) -> Iterator[Server]:
+def started(database: str, *, durable: bool, pin: bool = False) -> Iterator[Server]:
     """A server of this kind: the one that the environment names as for the tests, else one of this run's own.
 
     Args:
         database: One of `DATABASES`.
         durable: Whether a server of this run's own waits for the disk at each commit. SQLite always does what its
             default is, and a server that the environment names is left as it is.
+        pin: Whether it has other processors than this thread and those that this one starts, as on a machine of its
+            own. Not for SQLite, which is no server, and only on Linux.
 
     Raises:
         Unavailable: It cannot be started.
     """
-    with {"postgresql": _postgresql, "sqlite": _sqlite, "mysql": _mysql}[database](durable) as server:
-        yield server
+    processors = sorted(os.sched_getaffinity(0)) if pin and database != "sqlite" and sys.platform == "linux" else []
+    is_pinned = len(processors) > 1
+    try:
+        if is_pinned:
+            os.sched_setaffinity(0, processors[1:])  # of which a process that is started now has no others
+        with {"postgresql": _postgresql, "sqlite": _sqlite, "mysql": _mysql}[database](durable) as server:
+            if is_pinned:
+                os.sched_setaffinity(0, processors[:1])
+            yield server
+    finally:
+        if is_pinned:
+            os.sched_setaffinity(0, processors)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,8 +14,10 @@ from sqlalchemy import create_engine, make_url, text
 
 from benchmarks.contestants import ENTRIES
 from benchmarks.proxy import delayed
+from benchmarks.servers import looking_at, started
 from tests.backends import BACKENDS, Database, on_backends
 from tests.hosts import connections_in_a_row
+from tests.servers import POSTGRES_VARIABLE
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,6 +57,16 @@ def test_an_engine_of_ours_takes_its_connections_as_it_is_told(tmp_path: Path, l
     (entry,) = (entry for entry in ENTRIES if entry.name == "ours on sqlite3")
     with entry.open(make_url(f"sqlite:///{tmp_path}/a.db"), lifo=lifo) as saver:
         assert connections_in_a_row(saver._bind.source, 3) == (1 if lifo else 3)
+
+
+@pytest.mark.skipif(bool(os.environ.get(POSTGRES_VARIABLE)), reason="the server is another one's")
+def test_a_server_may_have_processors_of_its_own() -> None:
+    all_of_them = os.sched_getaffinity(0)
+    with started("postgresql", durable=False, pin=True) as server, looking_at(server.new_url()).connect() as connection:
+        its_own = os.sched_getaffinity(connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+        ours = os.sched_getaffinity(0)
+    assert its_own | ours == all_of_them == os.sched_getaffinity(0)
+    assert its_own.isdisjoint(ours) or len(all_of_them) == 1
 
 
 @on_backends(*(one for one in BACKENDS if one.id in ("psycopg", "pymysql")))
