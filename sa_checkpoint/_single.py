@@ -152,7 +152,8 @@ class Single:
         if self.closed:
             return
         self.closed = True
-        if self.is_open is None:
+        close_without_rollback = getattr(self.connection, "_close_special", None)  # which SQLAlchemy's Connection has
+        if self.is_open is None or close_without_rollback is None:
             self.connection.close()
         else:
-            self.connection._close_special(transaction_reset=True)  # as SQLAlchemy's Connection does
+            close_without_rollback(transaction_reset=True)

@@ -173,6 +173,19 @@ async def test_a_connection_whose_commit_was_interrupted_is_given_up(
         assert await client.get_tuple(config_of(thread)) is None
 
 
+@on_all
+async def test_a_sqlalchemy_that_closes_connections_otherwise_serves(
+    database: Database, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with database.engine(pool_size=1, max_overflow=0) as engine:
+        client = Client(saver_on(engine), database.backend)
+        await use_one_statement_calls(client, f"{thread} before")
+        with monkeypatch.context() as later:
+            later.delattr("sqlalchemy.pool.base._ConnectionFairy._close_special")
+            await use_one_statement_calls(client, thread)
+        assert (await client.load(config_of(thread))).checkpoint["channel_values"] == {"a": [1]}
+
+
 @on_sqlite
 async def test_of_a_commit_that_fails_nothing_is_left(database: Database, thread: str) -> None:
     async with database.engine(pool_size=1, max_overflow=0, connect_args={"timeout": 0}) as engine:
