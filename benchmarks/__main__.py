@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from benchmarks import floor as floors
 from benchmarks import memory as memories
 from benchmarks import report
 from benchmarks import run as runs
@@ -30,8 +31,8 @@ class Database(StrEnum):
     MYSQL = "mysql"
 
 
-class MemoryDatabase(StrEnum):
-    """Where memory is measured."""
+class OneOfTwo(StrEnum):
+    """Where memory and the floor are measured."""
 
     POSTGRESQL = "postgresql"
     SQLITE = "sqlite"
@@ -202,7 +203,7 @@ def plot(
 @app.command()
 def memory(
     database: Annotated[
-        list[MemoryDatabase] | None,
+        list[OneOfTwo] | None,
         typer.Option(metavar="NAME", help="Only this one: postgresql or sqlite. May be repeated. Without it both."),
     ] = None,
     length: Annotated[
@@ -215,9 +216,30 @@ def memory(
     Each figure comes from a process of its own. It needs Linux.
     """
     with _progress() as progress:
-        figures = memories.memory([str(name) for name in database or MemoryDatabase], length, progress)
+        figures = memories.memory([str(name) for name in database or OneOfTwo], length, progress)
     report.show_memory(figures, length, _console())
     _write(json_file, {"machine": machine(), "packages": packages(), "length": length, "memory": figures})
+
+
+@app.command()
+def floor(
+    database: Annotated[
+        list[OneOfTwo] | None,
+        typer.Option(metavar="NAME", help="Only this one: postgresql or sqlite. May be repeated. Without it both."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How many rounds are measured.")] = 40,
+    durable: Durable = True,
+    json_file: Json = None,
+) -> None:
+    """Measure put and put_writes, and what they could take: serialising, and their statements.
+
+    These are executed by the driver on a connection of SQLAlchemy's pool. The last column is how many times as fast as
+    the peer a call would be that did only that. PostgreSQL is measured on a socket and across a network.
+    """
+    with _progress() as progress:
+        figures = floors.floor([str(name) for name in database or OneOfTwo], rounds, durable=durable, progress=progress)
+    report.show_floor(figures, _console())
+    _write(json_file, {"machine": machine(), "packages": packages(), "rounds": rounds, "floor": figures})
 
 
 @app.command()

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.floor import Floor
 from benchmarks.machine import machine, packages
 from benchmarks.measure import Result
 from benchmarks.memory import OPERATIONS, MemoryUse, description
@@ -122,4 +123,20 @@ def show_scale(report: ScaleReport, console: Console) -> None:
         size = f"{row['database_bytes'] / 1e6:,.0f}"
         figures = (f"{row['median_ms']:.3f}", f"{row['ratio']:.2f}")
         table.add_row(row["operation"], f"{row['rows']:,}", str(row["partitions"] or ""), size, *figures)
+    console.print(table)
+
+
+def show_floor(figures: Sequence[Floor], console: Console) -> None:
+    """Print what calls take, and what they could."""
+    _describe(console)
+    table = Table(title="calls, and no more than their statements", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("database", "link", "operation"):
+        table.add_column(name, no_wrap=True)
+    for name in ("serialising, ms", "statements, ms", "ours, ms", "peer, ms", "peer / ours", "at most"):
+        table.add_column(name, justify="right")
+    for row in figures:
+        parts = (row["serialising_ms"], row["statements_ms"], row["ours_ms"], row["peer_ms"])
+        ratios = (row["peer_ms"] / row["ours_ms"], row["most"])
+        cells = [*(f"{part:.3f}" for part in parts), *(f"{ratio:.2f}" for ratio in ratios)]
+        table.add_row(row["database"], row["link"], row["operation"], *cells)
     console.print(table)

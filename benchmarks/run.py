@@ -120,7 +120,7 @@ def _run_link(
     entries = [entry for entry in ENTRIES if entry.database == server.database]
     with (
         asyncio.Runner() as runner,
-        _links(link) as linked,
+        links(link) as linked,
         opened(entries, server.new_url, linked, runner, lifo=lifo) as savers,
     ):
         if with_storage:  # first, while the server has nothing else to write
@@ -137,7 +137,7 @@ def _run_link(
 
 
 @contextmanager
-def _links(link: str) -> Iterator[Callable[[URL], URL]]:
+def links(link: str) -> Iterator[Callable[[URL], URL]]:
     """How a database is reached over a link. Each has a proxy of its own, as each has connections of its own."""
     with ExitStack() as stack:
 

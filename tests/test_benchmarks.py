@@ -13,10 +13,13 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from benchmarks.contestants import ENTRIES
+from benchmarks.data import conversation
+from benchmarks.floor import OPERATIONS, Recorder, execute
 from benchmarks.proxy import delayed
 from benchmarks.servers import looking_at, started
-from tests.backends import BACKENDS, Database, on_backends
-from tests.hosts import connections_in_a_row
+from tests.backends import BACKENDS, Client, Database, on_backends, saver_on
+from tests.checkpoints import config_of
+from tests.hosts import connections_in_a_row, sync_engine_of
 from tests.servers import POSTGRES_VARIABLE
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +33,7 @@ def benchmarks(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("plot",), ("memory",), ("scale",)])
+@pytest.mark.parametrize("command", [(), ("run",), ("plot",), ("memory",), ("floor",), ("scale",)])
 def test_each_command_says_what_it_does(command: tuple[str, ...]) -> None:
     assert "Usage: python -m benchmarks" in benchmarks(*command, "--help")
 
@@ -50,6 +53,35 @@ def test_a_run_measures_ours_and_the_peer_and_is_plotted(tmp_path: Path) -> None
     benchmarks("plot", str(file), "--output", str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "ratios-sqlite-file.svg", "results.md"}
     assert f"| put | sqlite3 | {medians[ours]:.2f} | {medians[peer]:.2f} |" in (tmp_path / "results.md").read_text()
+
+
+def test_the_floor_is_what_serialising_and_the_statements_take(tmp_path: Path) -> None:
+    file = tmp_path / "floor.json"
+    shown = benchmarks("floor", "--database", "sqlite", "--rounds", "2", "--json", str(file))
+    put, put_writes = json.loads(file.read_text())["floor"]
+    assert (put["operation"], put_writes["operation"]) == ("put", "put_writes")
+    for row in (put, put_writes):
+        assert row["most"] == pytest.approx(row["peer_ms"] / (row["serialising_ms"] + row["statements_ms"]))
+        assert f"{row['ours_ms']:.3f}" in shown and f"{row['most']:.2f}" in shown
+
+
+@on_backends(*(one for one in BACKENDS if one.id in ("sqlite", "psycopg")))
+async def test_the_floors_statements_are_those_of_the_saver(database: Database) -> None:
+    """Executed by themselves they store what the saver would have."""
+    recorder = Recorder(database.url)
+    async with database.engine() as engine:
+        client = Client(saver_on(engine), database.backend)
+        (step,) = conversation(client.saver, 1)
+        recorded = [recorder.record(operation, step) for operation in OPERATIONS]
+        recorder.close()
+        thread = config_of(step.put[0]["configurable"]["thread_id"])
+        await client.delete_thread(thread["configurable"]["thread_id"])
+        assert await client.get_tuple(thread) is None
+        for statements in recorded:
+            execute(sync_engine_of(engine), statements)
+        stored = await client.load(thread)
+    assert stored.checkpoint == step.put[1]
+    assert stored.pending_writes == [(step.put_writes[2], *write) for write in step.put_writes[1]]
 
 
 @pytest.mark.parametrize("lifo", [True, False])

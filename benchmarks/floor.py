@@ -1,0 +1,158 @@
+"""`python -m benchmarks floor`: what a call could take that did no more than serialise, and execute its statements.
+
+The statements are those that our saver sends, with their values, executed by the driver on a connection of SQLAlchemy's
+pool. What ours takes longer than that is ours to save; no saver on an application's engine can be further ahead of the
+peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from statistics import median
+from typing import Any, TypedDict
+
+from rich.progress import Progress
+from sqlalchemy import URL, Engine, create_engine, event
+
+from benchmarks import servers
+from benchmarks.contestants import ENTRIES, Saver, opened
+from benchmarks.data import WINDOW, Step, conversation
+from benchmarks.run import links
+from benchmarks.targets import FILE, LINKS
+from benchmarks.workloads import BATCH_SIZE, per_operation
+from sa_checkpoint import SQLAlchemySaver, _operations
+
+OPERATIONS = ("put", "put_writes")
+WARM_UP = 10
+_ENTRIES = {"postgresql": ("ours on psycopg", "PostgresSaver"), "sqlite": ("ours on sqlite3", "SqliteSaver")}
+
+_Statements = Sequence[tuple[str, Any]]
+"""As text, with the values that the driver is given."""
+
+
+class Floor(TypedDict):
+    """One operation on one database over one link, in milliseconds."""
+
+    database: str
+    link: str
+    operation: str
+    serialising_ms: float
+    statements_ms: float
+    ours_ms: float
+    peer_ms: float
+    most: float
+    """The peer's time by that of serialising and the statements."""
+
+
+def floor(databases: Sequence[str], rounds: int, *, durable: bool, progress: Progress) -> list[Floor]:
+    """Measure.
+
+    Args:
+        databases: Some of "postgresql" and "sqlite".
+        rounds: How many batches of each are measured.
+        durable: As in `servers.started`.
+        progress: Where to show what is going on.
+    """
+    figures: list[Floor] = []
+    for database in databases:
+        entries = [entry for name in _ENTRIES[database] for entry in ENTRIES if entry.name == name]
+        with servers.started(database, durable=durable) as server, asyncio.Runner() as runner:
+            for link in [FILE] if database == "sqlite" else LINKS:
+                # The first one's engine is for the statements alone.
+                with links(link) as linked, opened([entries[0], *entries], server.new_url, linked, runner) as savers:
+                    alone, ours, peer = (contestant.saver for contestant in savers[False])
+                    recorder = Recorder(server.new_url())
+                    for operation in OPERATIONS:
+                        parts = {
+                            "serialising": partial(_serialise, ours, operation),
+                            "statements": partial(_execute_recorded, alone, recorder, operation),
+                            "ours": partial(_call, ours, operation),
+                            "peer": partial(_call, peer, operation),
+                        }
+                        times = _measure(parts, rounds, progress, f"{database}, {link}: {operation}")
+                        figures.append(_floor(database, link, operation, times))
+                    recorder.close()
+    return figures
+
+
+def _floor(database: str, link: str, operation: str, times: dict[str, float]) -> Floor:
+    return {
+        "database": database,
+        "link": link,
+        "operation": operation,
+        "serialising_ms": times["serialising"],
+        "statements_ms": times["statements"],
+        "ours_ms": times["ours"],
+        "peer_ms": times["peer"],
+        "most": times["peer"] / (times["serialising"] + times["statements"]),
+    }
+
+
+def _measure(
+    parts: Mapping[str, Callable[[], float]], rounds: int, progress: Progress, description: str
+) -> dict[str, float]:
+    """The median of each part, which take turns."""
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for number in progress.track(range(WARM_UP + rounds), description=description):
+        for name in list(parts)[:: 1 if number % 2 else -1]:
+            milliseconds = parts[name]()
+            if number >= WARM_UP:
+                times[name].append(milliseconds)
+    return {name: median(values) for name, values in times.items()}
+
+
+def _steps(saver: Saver) -> list[Step]:
+    return conversation(saver, BATCH_SIZE, messages=WINDOW)
+
+
+def _call(saver: Saver, operation: str) -> float:
+    return per_operation([partial(getattr(saver, operation), *getattr(step, operation)) for step in _steps(saver)])
+
+
+def _serialise(saver: Saver, operation: str) -> float:
+    prepare = partial(getattr(_operations, operation), saver.serde)
+    return per_operation([partial(prepare, *getattr(step, operation)) for step in _steps(saver)])
+
+
+def _execute_recorded(alone: Any, recorder: Recorder, operation: str) -> float:
+    engine: Engine = alone._bind.source
+    recorded = [recorder.record(operation, step) for step in _steps(alone)]
+    return per_operation([partial(execute, engine, statements) for statements in recorded])
+
+
+def execute(engine: Engine, statements: _Statements) -> None:
+    """Execute an operation's statements on a connection of the pool, and commit them."""
+    with closing(engine.raw_connection()) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.driver_connection.autocommit = True  # type: ignore[union-attr]
+        cursor = connection.cursor()
+        for text, values in statements:
+            (cursor.executemany if isinstance(values, list) else cursor.execute)(text, values)
+        connection.commit()
+        cursor.close()
+
+
+class Recorder:
+    """A saver that writes down what it sends, to a database of its own."""
+
+    def __init__(self, url: URL) -> None:
+        self._engine = create_engine(url)
+        self._saver = SQLAlchemySaver(self._engine)
+        self._saver.setup()
+        self._sent: list[tuple[str, Any]] = []
+        event.listen(self._engine, "before_cursor_execute", self._write_down)
+
+    def _write_down(self, _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        self._sent.append((statement, parameters))
+
+    def record(self, operation: str, step: Step) -> _Statements:
+        """The statements of one operation."""
+        self._sent = []
+        getattr(self._saver, operation)(*getattr(step, operation))
+        return self._sent
+
+    def close(self) -> None:
+        self._engine.dispose()
