@@ -31,8 +31,8 @@ class Database(StrEnum):
     MYSQL = "mysql"
 
 
-class OneOfTwo(StrEnum):
-    """Where memory and the floor are measured."""
+class MainDatabase(StrEnum):
+    """Those on which memory and the floor are measured."""
 
     POSTGRESQL = "postgresql"
     SQLITE = "sqlite"
@@ -203,7 +203,7 @@ def plot(
 @app.command()
 def memory(
     database: Annotated[
-        list[OneOfTwo] | None,
+        list[MainDatabase] | None,
         typer.Option(metavar="NAME", help="Only this one: postgresql or sqlite. May be repeated. Without it both."),
     ] = None,
     length: Annotated[
@@ -216,7 +216,7 @@ def memory(
     Each figure comes from a process of its own. It needs Linux.
     """
     with _progress() as progress:
-        figures = memories.memory([str(name) for name in database or OneOfTwo], length, progress)
+        figures = memories.memory([str(name) for name in database or MainDatabase], length, progress)
     report.show_memory(figures, length, _console())
     _write(json_file, {"machine": machine(), "packages": packages(), "length": length, "memory": figures})
 
@@ -224,7 +224,7 @@ def memory(
 @app.command()
 def floor(
     database: Annotated[
-        list[OneOfTwo] | None,
+        list[MainDatabase] | None,
         typer.Option(metavar="NAME", help="Only this one: postgresql or sqlite. May be repeated. Without it both."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How many rounds are measured.")] = 40,
@@ -237,7 +237,7 @@ def floor(
     the peer a call would be that did only that. PostgreSQL is measured on a socket and across a network.
     """
     with _progress() as progress:
-        figures = floors.floor([str(name) for name in database or OneOfTwo], rounds, durable=durable, progress=progress)
+        figures = floors.floor([str(name) for name in database or MainDatabase], rounds, durable=durable, progress=progress)
     report.show_floor(figures, _console())
     _write(json_file, {"machine": machine(), "packages": packages(), "rounds": rounds, "floor": figures})
 

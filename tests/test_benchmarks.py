@@ -91,6 +91,7 @@ def test_an_engine_of_ours_takes_its_connections_as_it_is_told(tmp_path: Path, l
         assert connections_in_a_row(saver._bind.source, 3) == (1 if lifo else 3)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has processes say which processors they take")
 @pytest.mark.skipif(bool(os.environ.get(POSTGRES_VARIABLE)), reason="the server is another one's")
 def test_a_server_may_have_processors_of_its_own() -> None:
     all_of_them = os.sched_getaffinity(0)
