@@ -237,7 +237,8 @@ def floor(
     the peer a call would be that did only that. PostgreSQL is measured on a socket and across a network.
     """
     with _progress() as progress:
-        figures = floors.floor([str(name) for name in database or MainDatabase], rounds, durable=durable, progress=progress)
+        databases = [str(name) for name in database or MainDatabase]
+        figures = floors.floor(databases, rounds, durable=durable, progress=progress)
     report.show_floor(figures, _console())
     _write(json_file, {"machine": machine(), "packages": packages(), "rounds": rounds, "floor": figures})
 
