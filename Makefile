@@ -7,6 +7,8 @@ EXTRAS := postgres,psycopg2,asyncpg,mysql,mysql-async,sqlite-async,cli
 URL ?= sqlite:///checkpoints.db
 QUICKSTART ?=
 BENCH ?=
+# How many processes test, each with servers of its own.
+WORKERS ?= 2
 
 .PHONY: install quickstart app docs test test-floor bench lint format clean
 
@@ -32,7 +34,7 @@ docs: install
 	$(VENV)/bin/sphinx-build -E -W --keep-going -n -b html docs docs/_build/html
 
 test: install
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(WORKERS)
 
 NOT_ON_FLOOR := benchmarks event_loop fastapi_app memory quickstart server
 
@@ -50,7 +52,7 @@ $(FLOOR)/installed: pyproject.toml
 comma := ,
 
 test-floor: $(FLOOR)/installed
-	$(FLOOR)/bin/python -m pytest -k 'not portable' $(patsubst %,--ignore=tests/test_%.py,$(NOT_ON_FLOOR))
+	$(FLOOR)/bin/python -m pytest -n $(WORKERS) -k 'not portable' $(patsubst %,--ignore=tests/test_%.py,$(NOT_ON_FLOOR))
 
 # Ours beside LangGraph's own savers, interleaved, and the figures drawn. Less of it: make bench BENCH='--quick --only put'
 bench: install
