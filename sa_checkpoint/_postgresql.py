@@ -119,6 +119,7 @@ class PostgreSQLStrategy(SQLStrategy):
         self._put_blobs = cache(self._build_put_blobs)
         self._put_writes = cache(self._build_put_writes)
         self._cached_read_filtered = cache(self._build_read_filtered)
+        self._pairs = cache(self._build_pairs)
 
     def put(
         self,
@@ -178,13 +179,17 @@ class PostgreSQLStrategy(SQLStrategy):
             # The planner takes an array for fewer rows than JSON, and then looks up each by an index.
             array = bindparam(f"{name}_{columns[0]}", type_=ARRAY(Text()))
             return func.unnest(array).table_valued(*columns, joins_implicitly=True).render_derived(name=name)
-        # Of pairs there may be thousands: one text, since psycopg makes arrays in Python.
+        return self._pairs(name, *columns)
+
+    def _build_pairs(self, name: str, *columns: str) -> FromClause:
+        # Of pairs there may be thousands: one text, since psycopg makes arrays in Python. A common table expression,
+        # so that it is parsed once, however often a statement has it.
         each = func.jsonb_array_elements(cast(text_parameter(name), JSONB)).table_valued("value", joins_implicitly=True)
         values = (
             each.c.value.op("->>", return_type=Text())(literal_column(str(index))).label(column)
             for index, column in enumerate(columns)
         )
-        return select(*values).subquery(name)
+        return select(*values).cte(name)
 
     def row_values(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Parameters:
         if len(columns) == 1:

@@ -138,6 +138,18 @@ async def test_statements_that_never_change_are_not_looked_up_by_their_structure
 
 
 @on_strategies("postgresql")
+async def test_a_prune_gives_the_database_its_checkpoints_once(client: Client, thread: str) -> None:
+    """Of thousands, to parse them takes longer than to find them."""
+    for number in range(3):
+        saved = await client.put(config_of(thread), checkpoint_of({"a": [number]}), {}, {"a": "1"})
+    with statements_of(client) as statements:
+        await client.prune([thread])
+    (deletes,) = (statement for statement in statements if "DELETE" in statement)
+    assert deletes.count("jsonb_array_elements(") == 1
+    assert [found.config for found in await client.list(config_of(thread))] == [saved]
+
+
+@on_strategies("postgresql")
 async def test_a_large_state_is_several_statements_and_stored_in_one_transaction(client: Client, thread: str) -> None:
     values = {f"channel {number}": b"x" * 600_000 for number in range(5)}
     with statements_of(client) as statements:
