@@ -419,13 +419,13 @@ async def test_blobs_and_writes_are_looked_up_by_checkpoint(
 
 
 @on_psycopg
-@pytest.mark.parametrize("limit", [1, 3, 100, None])
-async def test_reading_a_thread_is_planned_once(database: Database, filled: str, limit: int | None) -> None:
-    """To make a plan takes longer than to read a few checkpoints by one."""
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_a_short_list_is_planned_once(database: Database, filled: str, limit: int) -> None:
+    """To make a plan takes longer than to read a few checkpoints by one. For all of a thread it goes by its length."""
     async with database.engine(pool_size=1) as engine:
         client = Client(saver_on(engine), database.backend)
         for _ in range(20):
-            assert len(await client.list(config_of(filled), limit=limit)) == min(limit or STEPS, STEPS)
+            assert len(await client.list(config_of(filled), limit=limit)) == limit
         async with connection_on(engine) as connection:
             statement = text("SELECT custom_plans, generic_plans FROM pg_prepared_statements ORDER BY prepare_time")
             ((custom, generic),) = (await done(connection.execute(statement))).all()
