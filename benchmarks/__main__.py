@@ -54,6 +54,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+MainDatabases = Annotated[
+    list[MainDatabase] | None,
+    typer.Option(metavar="NAME", help="Only this one: postgresql or sqlite. May be repeated. Without it both."),
+]
+Rounds = Annotated[int, typer.Option(min=1, metavar="N", help="How many rounds are measured.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures to this file.")]
 Durable = Annotated[
     bool,
@@ -202,10 +207,7 @@ def plot(
 
 @app.command()
 def memory(
-    database: Annotated[
-        list[MainDatabase] | None,
-        typer.Option(metavar="NAME", help="Only this one: postgresql or sqlite. May be repeated. Without it both."),
-    ] = None,
+    database: MainDatabases = None,
     length: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many checkpoints the list has.")
     ] = memories.LENGTH,
@@ -223,11 +225,8 @@ def memory(
 
 @app.command()
 def floor(
-    database: Annotated[
-        list[MainDatabase] | None,
-        typer.Option(metavar="NAME", help="Only this one: postgresql or sqlite. May be repeated. Without it both."),
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How many rounds are measured.")] = 40,
+    database: MainDatabases = None,
+    rounds: Rounds = 40,
     durable: Durable = True,
     json_file: Json = None,
 ) -> None:
@@ -262,7 +261,7 @@ def scale(
             "May be repeated.",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="How many rounds are measured.")] = 40,
+    rounds: Rounds = 40,
     checkpoints_only: Annotated[
         bool,
         typer.Option(

@@ -1,8 +1,8 @@
 """`python -m benchmarks floor`: what a call could take that did no more than serialise, and execute its statements.
 
 The statements are those that our saver sends, with their values, executed by the driver on a connection of SQLAlchemy's
-pool. What ours takes longer than that is ours to save; no saver on an application's engine can be further ahead of the
-peer.
+pool. What ours takes longer than that is ours to save; who is to be further ahead of the peer has to go past the
+driver's cursor, or send something else.
 """
 
 from __future__ import annotations
@@ -62,9 +62,12 @@ def floor(databases: Sequence[str], rounds: int, *, durable: bool, progress: Pro
         with servers.started(database, durable=durable) as server, asyncio.Runner() as runner:
             for link in [FILE] if database == "sqlite" else LINKS:
                 # The first one's engine is for the statements alone.
-                with links(link) as linked, opened([entries[0], *entries], server.new_url, linked, runner) as savers:
+                with (
+                    links(link) as linked,
+                    opened([entries[0], *entries], server.new_url, linked, runner) as savers,
+                    closing(Recorder(server.new_url())) as recorder,
+                ):
                     alone, ours, peer = (contestant.saver for contestant in savers[False])
-                    recorder = Recorder(server.new_url())
                     for operation in OPERATIONS:
                         parts = {
                             "serialising": partial(_serialise, ours, operation),
@@ -74,7 +77,6 @@ def floor(databases: Sequence[str], rounds: int, *, durable: bool, progress: Pro
                         }
                         times = _measure(parts, rounds, progress, f"{database}, {link}: {operation}")
                         figures.append(_floor(database, link, operation, times))
-                    recorder.close()
     return figures
 
 

@@ -141,10 +141,10 @@ class ReadShape(NamedTuple):
         return [*conditions, columns.checkpoint_id < text_parameter("before")] if self.before else conditions
 
     def limit(self) -> ColumnElement[int]:
-        """A constant where it can be one: a planner then knows that what follows is for a single row."""
-        if self.many and self.size is None:
-            return bindparam("limit", type_=Integer())
-        return literal_column(f"{self.size or 1:d}")
+        """A constant where it can be one: a planner then knows for how many rows what follows is."""
+        if not self.many:
+            return literal_column("1")
+        return bindparam("limit", type_=Integer()) if self.size is None else literal_column(f"{self.size:d}")
 
 
 LARGE_BYTES = 1_000_000
