@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Engine, event
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from tests.backends import entered
@@ -16,6 +16,13 @@ from tests.backends import entered
 
 def sync_engine_of(engine: Engine | AsyncEngine) -> Engine:
     return engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+
+
+def driver_of(connection: Connection | AsyncConnection) -> Any:
+    """The driver's connection."""
+    sync_connection = connection.sync_connection if isinstance(connection, AsyncConnection) else connection
+    assert sync_connection is not None
+    return sync_connection.connection.driver_connection
 
 
 def connections_in_a_row(engine: Engine, number: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import DDL, Connection, Engine, StaticPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sa_checkpoint import AsyncSQLAlchemySaver, SQLAlchemySaver
 from tests import triggers
@@ -28,7 +28,7 @@ from tests.backends import (
     with_sync_driver,
 )
 from tests.checkpoints import checkpoint_of, config_of
-from tests.hosts import connection_on, sync_engine_of
+from tests.hosts import connection_on, driver_of, sync_engine_of
 from tests.rows import cut_connections
 from tests.usage import use, use_one_statement_calls
 
@@ -243,7 +243,7 @@ async def test_a_connection_to_sqlite_that_was_closed_costs_one_call(
             event.listen(sync_engine_of(engine), "before_cursor_execute", nothing)
         client = Client(saver_on(engine), database.backend)
         async with connection_on(engine) as connection:
-            driver = await driver_of(connection)
+            driver = driver_of(connection)
         await done(driver.close())
         with pytest.raises(DBAPIError, match=r"(?i)no active connection|connection closed|closed database") as caught:
             if call == "put":
@@ -251,13 +251,6 @@ async def test_a_connection_to_sqlite_that_was_closed_costs_one_call(
             await client.get_tuple(config_of(thread))
         assert caught.value.connection_invalidated
         await use(client, thread)
-
-
-async def driver_of(connection: Connection | AsyncConnection) -> Any:
-    """The driver's connection."""
-    if isinstance(connection, AsyncConnection):
-        return (await connection.get_raw_connection()).driver_connection
-    return connection.connection.driver_connection
 
 
 async def open_connections(engine: Engine | AsyncEngine, number: int) -> None:

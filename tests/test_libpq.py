@@ -13,13 +13,14 @@ import psycopg
 import pytest
 from psycopg import pq
 from psycopg.types.string import StrDumper
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from sa_checkpoint import SQLAlchemySaver, _libpq
 from tests import triggers
 from tests.backends import BACKENDS, Client, Database, on_backends
 from tests.checkpoints import checkpoint_of, config_of
+from tests.hosts import driver_of
 from tests.usage import use
 
 PSYCOPG = tuple(backend for backend in BACKENDS if backend.id == "psycopg")
@@ -236,10 +237,6 @@ def test_an_error_is_psycopgs_and_costs_nothing(database: Database, thread: str)
         assert "refused" in errors[0][1]
         with engine.connect() as connection:
             assert driver_of(connection) is driver
-
-
-def driver_of(connection: Connection) -> Any:
-    return connection.connection.driver_connection
 
 
 @on_psycopg
