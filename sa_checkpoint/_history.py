@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -49,55 +48,58 @@ class _Path:
 
     Attributes:
         start: The id of the first checkpoint.
-        steps: By checkpoint id: the parent's, whether it has a value, and then its JSON.
+        parents: By checkpoint id: the parent's.
         writes: By checkpoint id, and by what they are sorted by: task, type and bytes.
-        blob: The type and bytes of the value, if that is a blob.
+        seed: The JSON of the checkpoint that has a value, and the type and bytes of one that is a blob.
     """
 
     start: str | None = None
-    steps: dict[str, tuple[str | None, int, str]] = field(default_factory=dict)
+    parents: dict[str, str | None] = field(default_factory=dict)
     writes: dict[str, dict[_WriteKey, tuple[str, str, bytes]]] = field(default_factory=dict)
-    blob: tuple[str, bytes] | None = None
+    seed: tuple[str, str | None, bytes | None] | None = None
 
     def history(self, serde: SerializerProtocol, channel: str) -> DeltaChannelHistory:
         """Put it in order, and deserialise it."""
-        history: DeltaChannelHistory = {"writes": []}
+        found: list[tuple[str, str, Any]] = []
         for checkpoint_id in self._oldest_first():
-            for _, (task_id, tag, data) in sorted(self.writes.get(checkpoint_id, {}).items(), key=itemgetter(0)):
-                history["writes"].append((task_id, channel, _codec.load_value(serde, tag, data)))
-            _, has_value, checkpoint = self.steps[checkpoint_id]
-            if has_value:
-                history["seed"] = self._seed(serde, channel, checkpoint)
+            writes = self.writes.get(checkpoint_id, {})
+            for key in sorted(writes) if len(writes) > 1 else writes:
+                task_id, tag, data = writes[key]
+                found.append((task_id, channel, _codec.load_value(serde, tag, data)))
+        history: DeltaChannelHistory = {"writes": found}
+        if self.seed is not None:
+            history["seed"] = self._load_seed(serde, channel, *self.seed)
         return history
 
     def _oldest_first(self) -> Sequence[str]:
         """The steps in order, by their links; each once, if they are a cycle."""
         path: dict[str, None] = {}
         step = self.start
-        while step is not None and step in self.steps and step not in path:
+        while step is not None and step in self.parents and step not in path:
             path[step] = None
-            step = self.steps[step][0]
+            step = self.parents[step]
         return list(path)[::-1]
 
-    def _seed(self, serde: SerializerProtocol, channel: str, checkpoint: str) -> Any:
+    @staticmethod
+    def _load_seed(serde: SerializerProtocol, channel: str, checkpoint: str, tag: str | None, data: Any) -> Any:
         value = (load_json(checkpoint).get("channel_values") or {}).get(channel, True)
-        return _codec.load_value(serde, *self.blob) if value is True and self.blob else value
+        return _codec.load_value(serde, tag, data) if value is True and tag is not None else value
 
 
 def _paths(channels: Sequence[str], rows: Rows) -> Mapping[str, _Path]:
     """The rows of `Strategy.delta_history`, by channel."""
     paths = {channel: _Path() for channel in channels}
-    ancestor, blob = int(RowKind.ANCESTOR), int(RowKind.BLOB)
+    seed = int(RowKind.SEED)
     # By position, since a name takes longer to look up in a row than all the rest.
     for kind, _, _, checkpoint_id, parent, checkpoint, _, channel, version, tag, data, task_id, task_path, idx in rows:
         path = paths[channel]
-        if kind == ancestor:
-            path.steps[checkpoint_id] = (parent, idx, checkpoint)
-            if version == START:
-                path.start = checkpoint_id
-        elif kind == blob:
-            path.blob = path.blob or (tag, data)
-        else:
+        if kind == seed:
+            path.seed = (checkpoint, tag, data)
+            continue
+        path.parents[checkpoint_id] = parent
+        if version == START:
+            path.start = checkpoint_id
+        if task_id is not None:
             # By a key, because the path comes by the first step of a cycle twice.
             key = writes_sort_key(task_path, task_id, idx)
             path.writes.setdefault(checkpoint_id, {})[key] = (task_id, tag, data)

@@ -225,6 +225,12 @@ def _blob_key(name: Named) -> Named:
 
 # ----------------------------------------------------------------------------------------------------- delta channels
 
+_WRITE = ("type", "blob", "task_id", "task_path", "idx")
+
+
+def _picked(row: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in names}
+
 
 class Walk:
     """A walk from a checkpoint's parent along parent links, as far as channels need it: `Strategy.delta_history`."""
@@ -263,17 +269,17 @@ class Walk:
                 found = {name[0]: blobs[name] for name in named[id_] if name in blobs}
                 valued = {*found, *(checkpoints[id_].get("channel_values") or {})}
                 for channel in sorted(missing):
-                    yield ReadRow(
-                        RowKind.ANCESTOR,
-                        checkpoint_id=id_,
-                        parent_checkpoint_id=parents[id_],
-                        channel=channel,
-                        version=START if id_ == path[0] else "",
-                        idx=int(channel in valued),
-                        checkpoint=documents[id_] if channel in valued else None,
-                    )
-                yield from (found[channel] for channel in missing if channel in found)
-                yield from (row for row in writes.get(id_, ()) if row.channel in missing)
+                    step: dict[str, Any] = {
+                        "checkpoint_id": id_,
+                        "parent_checkpoint_id": parents[id_],
+                        "channel": channel,
+                        "version": START if id_ == path[0] else "",
+                    }
+                    of_channel = [_picked(row, *_WRITE) for row in writes.get(id_, ()) if row.channel == channel]
+                    yield from (ReadRow(RowKind.ANCESTOR, **step, **write) for write in of_channel or [{}])
+                for channel in sorted(missing & valued):
+                    value = _picked(found[channel], "type", "blob") if channel in found else {}
+                    yield ReadRow(RowKind.SEED, checkpoint_id=id_, checkpoint=documents[id_], channel=channel, **value)
                 missing -= valued
 
     def _named(self, checkpoint: Mapping[str, Any], channels: set[str]) -> set[Named]:

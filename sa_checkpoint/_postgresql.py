@@ -197,11 +197,11 @@ class PostgreSQLStrategy(SQLStrategy):
         return {name: json.dumps(rows)}
 
     def look_up(
-        self, source: FromClause, table: Table, condition: ColumnElement[bool], *columns: str
+        self, source: FromClause, table: Table, condition: ColumnElement[bool], *columns: str, is_outer: bool = False
     ) -> tuple[FromClause, FromClause]:
         # OFFSET keeps the planner from making one join of both.
         found = select(*(table.c[name] for name in columns)).where(condition).offset(literal_column("0")).lateral()
-        return found, source.join(found, true())
+        return found, source.join(found, true(), isouter=is_outer)
 
     def json_text(self, column: ColumnElement[Any], *keys: str) -> ColumnElement[str]:
         for key in keys[:-1]:

@@ -50,6 +50,7 @@ class SQLStrategy(JSONStatements):
                     "checkpoint": checkpoint_id,
                     **self.row_values("channels", ("channel",), [(channel,) for channel in channels]),
                 },
+                is_constant=True,
             )
         )
 

@@ -103,9 +103,10 @@ class SQLiteStrategy(SQLStrategy):
         executor.run(Call(self._lock, {}))
 
     def look_up(
-        self, source: FromClause, table: Table, condition: ColumnElement[bool], *columns: str
+        self, source: FromClause, table: Table, condition: ColumnElement[bool], *columns: str, is_outer: bool = False
     ) -> tuple[FromClause, FromClause]:
-        return table, _CrossJoin(source, table, condition)
+        # An outer join begins with its left side anyway.
+        return table, source.outerjoin(table, condition) if is_outer else _CrossJoin(source, table, condition)
 
     def together(self, *changes: Insert | Update | Delete) -> list[Executable]:
         return list(changes)
@@ -126,8 +127,10 @@ class SQLiteStrategy(SQLStrategy):
         return func.json_extract(column, literal_column(f"'${path}'"), type_=Text())
 
     def entries(self, column: ColumnElement[Any], *fields: str) -> FromClause:
-        first, *others = (func.json_extract(column, literal_column(f"'$.{field}'")) for field in fields)
-        merged: ColumnElement[Any] = func.coalesce(first, _EMPTY_OBJECT)
+        first, *others = (literal_column(f"'$.{field}'", Text) for field in fields)
+        if not others:
+            return func.json_each(column, first).table_valued("key", "value", joins_implicitly=True)
+        merged: ColumnElement[Any] = func.coalesce(func.json_extract(column, first), _EMPTY_OBJECT)
         for other in others:
-            merged = func.json_patch(merged, func.coalesce(other, _EMPTY_OBJECT))
+            merged = func.json_patch(merged, func.coalesce(func.json_extract(column, other), _EMPTY_OBJECT))
         return func.json_each(merged).table_valued("key", "value", joins_implicitly=True)

@@ -78,14 +78,15 @@ class Statements(Strategy):
         """The reading statement for checkpoints whose metadata contains the filter, and its values."""
 
     def look_up(
-        self, source: FromClause, table: Table, condition: ColumnElement[bool], *columns: str
+        self, source: FromClause, table: Table, condition: ColumnElement[bool], *columns: str, is_outer: bool = False
     ) -> tuple[FromClause, FromClause]:
         """Columns of the rows of a table that meet a condition for a row of a source, and the join that finds them.
 
         The condition has the beginning of one of the table's indexes. A planner that does not know better, because a
-        thread has just grown, may begin with the other side of a join, and read all of the thread each time.
+        thread has just grown, may begin with the other side of a join, and read all of the thread each time. The join
+        has a row for each of the source's, if `is_outer`, with NULL where no row of the table is found.
         """
-        return table, source.join(table, condition)
+        return table, source.join(table, condition, isouter=is_outer)
 
     def as_text(self, column: ColumnElement[Any]) -> ColumnElement[str]:
         """A JSON column as text."""

@@ -71,7 +71,9 @@ class RowKind(IntEnum):
     SEND = 3
     """A TASKS write of the parent; `checkpoint_id` is the child's."""
     ANCESTOR = 4
-    """A step of a walk along parent links, for one channel."""
+    """A step of a walk along parent links, for one channel, with one of its writes if there are any."""
+    SEED = 5
+    """The step where a channel's value is, with its blob if it is one."""
 
 
 READ_COLUMNS: Mapping[str, type[Text] | type[LargeBinary] | type[Integer]] = {
@@ -328,9 +330,9 @@ class Strategy(ABC):
     def delta_history(self, executor: Executor, parameters: Parameters, channels: Sequence[str]) -> Rows:
         """Walk from a checkpoint's parent to each channel's nearest stored value, or to the root.
 
-        The rows are of three kinds (`RowKind`): an ANCESTOR for each step and channel, `version` START for the first
-        one, with `idx` 1 and the checkpoint's JSON where the value is; a BLOB, for a value that is one; and a WRITE
-        for each write to a channel on its path.
+        The rows are of two kinds (`RowKind`): an ANCESTOR for each step and channel, `version` START for the first one,
+        and each write to the channel there, or none; and a SEED where the value is, with the checkpoint's JSON, and the
+        `type` and `blob` of a value that is one.
 
         Args:
             executor: The transaction.

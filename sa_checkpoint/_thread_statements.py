@@ -147,19 +147,22 @@ def channels_of(statements: JSONStatements) -> Select[Any]:
 
 def _has_value(statements: JSONStatements, table: Any, channel: ColumnElement[str]) -> ColumnElement[bool]:
     """Whether a checkpoint holds a value of a channel, inline or as a blob."""
+    return or_(
+        statements.has_entry(table.c.checkpoint, "channel_values", channel), _has_blob(statements, table, channel)
+    )
+
+
+def _has_blob(statements: JSONStatements, table: Any, channel: ColumnElement[str]) -> ColumnElement[bool]:
     blobs = statements.tables.blobs.alias()
     version = statements.blob_version(table.c.checkpoint, channel)
-    is_stored = and_(
-        _of_thread(blobs),
-        blobs.c.checkpoint_ns == table.c.checkpoint_ns,
-        blobs.c.channel == channel,
-        blobs.c.version == version,
-        blobs.c.type != literal_column(f"'{EMPTY}'"),
-    )
-    return or_(
-        statements.has_entry(table.c.checkpoint, "channel_values", channel),
-        exists().select_from(blobs).where(is_stored).correlate_except(blobs),
-    )
+    is_value = and_(blobs.c.checkpoint_ns == table.c.checkpoint_ns, _has_value_at(blobs, channel, version))
+    return exists().select_from(blobs).where(is_value).correlate_except(blobs)
+
+
+def _has_value_at(blobs: Any, channel: ColumnElement[str], version: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a blob is the thread's of this channel and version, and a value."""
+    is_value = blobs.c.type != literal_column(f"'{EMPTY}'")
+    return and_(_of_thread(blobs), blobs.c.channel == channel, blobs.c.version == version, is_value)
 
 
 @_built_once
@@ -296,9 +299,9 @@ def delta_history(statements: JSONStatements, *, latest: bool) -> Executable:
     def same(table: Table) -> ColumnElement[bool]:
         return and_(_of_thread(table), table.c.checkpoint_ns == text_parameter("namespace"))
 
-    is_seed = path.c.has_value == literal_column("1")
-    of_step = and_(same(checkpoints), checkpoints.c.checkpoint_id == path.c.checkpoint_id)
-    seed = select(cast(checkpoints.c.checkpoint, Text)).where(of_step)
+    names = ("type", "blob", "task_id", "task_path", "idx")
+    of_path = and_(same(writes), writes.c.checkpoint_id == path.c.checkpoint_id, writes.c.channel == path.c.channel)
+    write, source = statements.look_up(path, writes, of_path, *names, is_outer=True)
     ancestors = statements.branch(
         RowKind.ANCESTOR,
         {
@@ -306,29 +309,28 @@ def delta_history(statements: JSONStatements, *, latest: bool) -> Executable:
             "parent_checkpoint_id": path.c.parent_checkpoint_id,
             "channel": path.c.channel,
             "version": path.c.position,
-            "idx": path.c.has_value,
-            "checkpoint": case((is_seed, seed.scalar_subquery())),
+            **{name: write.c[name] for name in names},
         },
-    )
+    ).select_from(source)
+    of_step = and_(same(checkpoints), checkpoints.c.checkpoint_id == path.c.checkpoint_id)
     checkpoint, source = statements.look_up(path, checkpoints, of_step, "checkpoint")
-    versions = statements.blob_versions(checkpoint.c.checkpoint)
+    version = statements.blob_version(checkpoint.c.checkpoint, path.c.channel)
+    of_seed = and_(same(blobs), _has_value_at(blobs, path.c.channel, version))
+    blob, source = statements.look_up(source, blobs, of_seed, "type", "blob", is_outer=True)
     seeds = (
-        statements.branch(RowKind.BLOB, {name: blobs.c[name] for name in ("channel", "version", "type", "blob")})
-        .select_from(source, versions, blobs)
-        .where(
-            is_seed,
-            versions.c.key == path.c.channel,
-            same(blobs),
-            blobs.c.channel == path.c.channel,
-            blobs.c.version == cast(versions.c.value, Text),
-            blobs.c.type != literal_column(f"'{EMPTY}'"),
+        statements.branch(
+            RowKind.SEED,
+            {
+                "checkpoint_id": path.c.checkpoint_id,
+                "checkpoint": statements.as_text(checkpoint.c.checkpoint),
+                "channel": path.c.channel,
+                **{name: blob.c[name] for name in ("type", "blob")},
+            },
         )
+        .select_from(source)
+        .where(path.c.has_value == literal_column("1"))
     )
-    names = ("checkpoint_id", "channel", "type", "blob", "task_id", "task_path", "idx")
-    of_path = and_(same(writes), writes.c.checkpoint_id == path.c.checkpoint_id, writes.c.channel == path.c.channel)
-    delta, source = statements.look_up(path, writes, of_path, *names)
-    deltas = statements.branch(RowKind.WRITE, {name: delta.c[name] for name in names}).select_from(source)
-    return union_all(ancestors, seeds, deltas)
+    return union_all(ancestors, seeds)
 
 
 def _path(statements: JSONStatements, latest: bool) -> Any:
@@ -348,25 +350,42 @@ def _path(statements: JSONStatements, latest: bool) -> Any:
     else:
         target = target.where(table.c.checkpoint_id == text_parameter("checkpoint"))
     start = target.subquery("start")
-    channels = statements.rows("channels", "channel")
+    channels = _channels_of_path(statements)
 
-    def step(checkpoint: Any, channel: ColumnElement[str], position: str) -> Select[Any]:
-        has_value = case((_has_value(statements, checkpoint, channel), literal_column("1")), else_=literal_column("0"))
+    def step(checkpoint: Any, channel: Any, position: str) -> Select[Any]:
+        has_value = or_(
+            statements.has_entry(checkpoint.c.checkpoint, "channel_values", channel.c.channel),
+            and_(channel.c.has_blobs == literal_column("1"), _has_blob(statements, checkpoint, channel.c.channel)),
+        )
         return select(
-            channel.label("channel"),
+            channel.c.channel.label("channel"),
+            channel.c.has_blobs.label("has_blobs"),
             # Labelled, because the application's label_length would cut the names of columns in here only.
             checkpoint.c.checkpoint_id.label("checkpoint_id"),
             checkpoint.c.parent_checkpoint_id.label("parent_checkpoint_id"),
-            has_value.label("has_value"),
+            _as_number(has_value).label("has_value"),
             cast(literal_column(f"'{position}'"), Text).label("position"),
         )
 
     is_first = and_(shared(table), table.c.checkpoint_id == start.c.id)
     names = ("checkpoint_ns", "checkpoint_id", "parent_checkpoint_id", "checkpoint")
     first, source = statements.look_up(start, table, is_first, *names)
-    path = step(first, channels.c.channel, START).select_from(source.join(channels, true())).cte("path", recursive=True)
+    path = step(first, channels, START).select_from(source.join(channels, true())).cte("path", recursive=True)
     is_parent = and_(shared(table), table.c.checkpoint_id == path.c.parent_checkpoint_id)
     parent, source = statements.look_up(path, table, is_parent, *names)
-    return path.union(
-        step(parent, path.c.channel, "").select_from(source).where(path.c.has_value == literal_column("0"))
-    )
+    return path.union(step(parent, path, "").select_from(source).where(path.c.has_value == literal_column("0")))
+
+
+def _channels_of_path(statements: JSONStatements) -> FromClause:
+    """The given channels, and whether they have any blob: mostly not, and then no step has to look for its own."""
+    channels = statements.rows("channels", "channel")
+    blobs = statements.tables.blobs.alias()
+    key = (blobs.c.checkpoint_ns == text_parameter("namespace"), blobs.c.channel == channels.c.channel)
+    # In the order of the key and without EXISTS, for which PostgreSQL may read all of a thread's.
+    first = select(blobs.c.thread_id).where(_of_thread(blobs), *key).order_by(*blobs.primary_key)
+    has_blobs = first.limit(literal_column("1")).correlate_except(blobs).scalar_subquery().is_not(None)
+    return select(channels.c.channel, _as_number(has_blobs).label("has_blobs")).subquery("some")
+
+
+def _as_number(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return case((condition, literal_column("1")), else_=literal_column("0"))
