@@ -270,10 +270,18 @@ def is_heavy(value: Any) -> bool:
 
 def blob_versions_of(checkpoint: Mapping[str, Any]) -> dict[str, str | None]:
     """Where the blob of each channel is, by a checkpoint's JSON: the reverse of what `encode_values` says."""
+    return _own_versions(checkpoint) | (checkpoint.get(BLOB_VERSIONS) or {})
+
+
+def _own_versions(checkpoint: Mapping[str, Any]) -> dict[str, str | None]:
     versions = checkpoint.get("channel_versions") or {}
-    return {channel: version_key(version) for channel, version in versions.items()} | (
-        checkpoint.get(BLOB_VERSIONS) or {}
-    )
+    return {channel: version_key(version) for channel, version in versions.items()}
+
+
+def every_blob_of(checkpoint: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Channel and version of every blob that any saver may read for a checkpoint."""
+    every = [*_own_versions(checkpoint).items(), *blob_versions_of(checkpoint).items()]
+    return {(channel, version) for channel, version in every if version is not None}
 
 
 def named_blobs(checkpoint: Mapping[str, Any]) -> list[tuple[str, str]]:

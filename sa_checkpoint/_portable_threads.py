@@ -47,6 +47,7 @@ class Outlined:
     channels: frozenset[str]
     inline: frozenset[str]
     named: frozenset[Named]
+    blobs: frozenset[Named]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def _outlined(row: Any) -> Outlined:
             for channel, version in _codec.blob_versions_of(checkpoint).items()
             if version is not None
         ),
+        blobs=frozenset(_codec.every_blob_of(checkpoint)),
     )
 
 
@@ -178,7 +180,7 @@ class PortableThread(Thread):
         kept: dict[str, set[Named]] = {}
         for row in self._checkpoints:
             which = freed if (row.checkpoint_ns, row.checkpoint_id) in doomed else kept
-            which.setdefault(row.checkpoint_ns, set()).update(map(_blob_key, row.named))
+            which.setdefault(row.checkpoint_ns, set()).update(map(_blob_key, row.blobs))
         return {ns: blobs - kept.get(ns, set()) for ns, blobs in freed.items()}
 
     def _delete_blobs(self, ns: str, blobs: set[Named]) -> None:

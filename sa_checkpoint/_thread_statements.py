@@ -40,7 +40,7 @@ from sqlalchemy import (
     update,
 )
 
-from sa_checkpoint._codec import EMPTY
+from sa_checkpoint._codec import BLOB_VERSIONS, EMPTY
 from sa_checkpoint._statements import JSONStatements
 from sa_checkpoint._strategy import START, RowKind, text_parameter
 
@@ -169,7 +169,7 @@ def _has_value_at(blobs: Any, channel: ColumnElement[str], version: ColumnElemen
 def deletion(statements: JSONStatements) -> Sequence[Executable]:
     """The statements of `Thread.delete`: of the rows "doomed" and "dead"."""
     return statements.together(
-        _delete_blobs(statements), _delete_writes(statements), _clear_parents(statements), _delete_doomed(statements)
+        _delete_blobs(statements), _delete_writes(statements), _delete_doomed(statements), clear_parents(statements)
     )
 
 
@@ -197,26 +197,32 @@ def _delete_writes(statements: JSONStatements) -> Delete:
 
 def _delete_blobs(statements: JSONStatements) -> Delete:
     table = statements.tables.blobs
-    freed = _named_blobs(statements, doomed=True).except_(_named_blobs(statements, doomed=False))
     key = tuple_(table.c.checkpoint_ns, table.c.channel, table.c.version)
     is_dead = table.c.checkpoint_ns.in_(_dead(statements))
-    return delete(table).where(_of_thread(table), or_(key.in_(freed), is_dead))
+    return delete(table).where(_of_thread(table), or_(key.in_(unnamed_blobs(statements)), is_dead))
 
 
-def _named_blobs(statements: JSONStatements, *, doomed: bool) -> Select[Any]:
-    """The blobs that the thread's checkpoints name: the doomed ones, or all others."""
-    table = statements.tables.checkpoints.alias()
-    versions = statements.blob_versions(table.c.checkpoint)
-    key = tuple_(table.c.checkpoint_ns, table.c.checkpoint_id)
-    is_doomed = key.in_(_doomed(statements))
-    return (
-        select(table.c.checkpoint_ns, versions.c.key, cast(versions.c.value, Text))
-        .select_from(table, versions)
-        .where(_of_thread(table), is_doomed if doomed else ~is_doomed)
-    )
+@_built_once
+def unnamed_blobs(statements: JSONStatements) -> CompoundSelect[Any]:
+    """The blobs of a thread that no checkpoint names but those of the rows "doomed"."""
+    blobs, checkpoints = statements.tables.blobs.alias(), statements.tables.checkpoints.alias()
+    key = tuple_(checkpoints.c.checkpoint_ns, checkpoints.c.checkpoint_id)
+    stays = and_(_of_thread(checkpoints), key.not_in(_doomed(statements)))
+
+    def named(field: str) -> Select[Any]:
+        versions = statements.entries(checkpoints.c.checkpoint, field)
+        version = statements.version_text(versions.c.value)
+        named = select(checkpoints.c.checkpoint_ns, versions.c.key, version)
+        return named.select_from(checkpoints, versions).where(stays)
+
+    every = select(blobs.c.checkpoint_ns, blobs.c.channel, blobs.c.version).where(_of_thread(blobs))
+    # At the channel's own version is what other savers read, where ours read another.
+    return every.except_(named("channel_versions"), named(BLOB_VERSIONS))
 
 
-def _clear_parents(statements: JSONStatements) -> Update:
+@_built_once
+def clear_parents(statements: JSONStatements) -> Update:
+    """Leave the checkpoints whose parents are of the rows "doomed", and which are not, without one."""
     table = statements.tables.checkpoints
     parent = tuple_(table.c.checkpoint_ns, table.c.parent_checkpoint_id)
     key = tuple_(table.c.checkpoint_ns, table.c.checkpoint_id)

@@ -232,6 +232,23 @@ async def test_keep_latest_keeps_the_latest_of_each_namespace_with_its_writes_an
     assert keys_of(client, thread) == keys
 
 
+async def test_with_numeric_versions_the_blobs_for_other_savers_go_and_stay_as_well(
+    client: Client, thread: str
+) -> None:
+    """Ours reads a version made of the content, which two forks may have in common; theirs reads the channel's own."""
+    config = config_of(thread)
+    for number in (1, 2, 3):
+        versions: dict[str, Any] = {"a": number}
+        config = await client.put(config, checkpoint_of({"a": [number]}, versions), {}, versions)
+    assert len(keys_of(client, thread)["checkpoint_blobs"]) == 6
+
+    await client.prune([thread])
+
+    blobs = keys_of(client, thread)["checkpoint_blobs"]
+    assert ("", "a", "3") in blobs and len(blobs) == 2
+    assert (await client.load(config)).checkpoint["channel_values"] == {"a": [3]}
+
+
 async def test_delete_takes_all_of_the_threads(client: Client, thread: str) -> None:
     for name in (thread, thread + "x", thread + "y"):
         await put_chain(client, config_of(name), "AB")
