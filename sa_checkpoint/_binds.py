@@ -30,7 +30,7 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sa_checkpoint import _transactions, _turns
-from sa_checkpoint._cancellation import Cancellation
+from sa_checkpoint._cancellation import Cancellation, GivenUp
 from sa_checkpoint._direct import has_listeners, is_plain
 from sa_checkpoint._groups import Groups
 from sa_checkpoint._single import NotSingle, Single
@@ -221,9 +221,15 @@ class EngineBind(Bind):
                     work, cancellation, writes=writes, is_one=is_one, is_short=is_short, pooled=pooled
                 )
             self.protect(dialect, cancellation)
+            if single.batch is not None:
+                single.batch.calls.append(cancellation)
             result = work(single.as_connection)
             cancellation.check()
-            end()
+            try:
+                end()
+            except GivenUp:
+                cancellation.check()
+                raise
             cancellation.protect()  # as in `_checked_out`
             return result
 

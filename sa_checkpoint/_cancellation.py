@@ -14,6 +14,10 @@ from threading import Lock
 from typing import Any
 
 
+class GivenUp(Exception):
+    """One of the calls of a transaction has been given up, and nothing of it shall be stored."""
+
+
 class Cancellation:
     """Whether a call has been given up; shared by the task that awaits it and the thread or greenlet that runs it."""
 

@@ -15,11 +15,10 @@ from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.util import await_only
 
-from sa_checkpoint import _asyncpg, _libpq
+from sa_checkpoint import _aiosqlite, _asyncpg, _libpq
 from sa_checkpoint._driver import give_up
-from sa_checkpoint._single import Single
+from sa_checkpoint._single import NotSingle, Single
 
 # Rows are fetched at once. The application may have asked for server-side cursors on its engine or connection, which
 # no statement that writes can have.
@@ -91,10 +90,15 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
     pooled: Any = connection.connection
     single: Any = connection if isinstance(connection, Single) else None
     many = isinstance(parameters, list)
+    if single and single.batch:
+        if fetch:
+            raise NotSingle  # it would not see what waits
+        single.batch.add(text, parameters)
+        return ()
     cursor = None
     try:
         if dialect.driver == "aiosqlite":
-            return _execute_in_thread(pooled.driver_connection, text, parameters, many=many)
+            return _aiosqlite.execute(pooled.driver_connection, text, parameters)
         is_named = isinstance(parameters, dict)  # psycopg's own form; an engine may have another paramstyle
         if dialect.driver == "psycopg" and is_named and (single or pooled.driver_connection.autocommit):
             found = _libpq.execute(pooled.driver_connection, text, parameters, fetch=fetch)
@@ -139,18 +143,6 @@ def execute(connection: Connection, text: str, parameters: Any, *, fetch: bool, 
     except BaseException as error:
         connection.invalidate(error)  # interrupted in the middle
         raise
-    return rows
-
-
-def _execute_in_thread(driver: Any, text: str, parameters: Any, *, many: bool) -> Sequence[Any]:
-    """Execute a statement by aiosqlite with one call into its thread.
-
-    SQLAlchemy's cursor makes one for itself, the statement, the rows and the end, and each takes as long as SQLite.
-    """
-    if many:
-        await_only(driver.executemany(text, parameters))
-        return ()
-    rows: Sequence[Any] = await_only(driver.execute_fetchall(text, parameters))
     return rows
 
 

@@ -20,7 +20,8 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, Engine
 from sqlalchemy.util import await_only
 
-from sa_checkpoint._cancellation import Cancellation
+from sa_checkpoint._cancellation import Cancellation, GivenUp
+from sa_checkpoint._single import Single
 
 Work = Callable[[Connection], Any]
 """Executes statements."""
@@ -99,6 +100,11 @@ class _Group:
         member.wait()
         if not member.is_awake:
             member.leads = True  # as somebody else may; they take turns
+
+    def has_others(self, leader: _Member) -> bool:
+        """Whether anybody but the leader waits."""
+        with self._lock:
+            return any(member is not leader for member in self._waiting)
 
     def take(self, leader: _Member) -> Sequence[_Member]:
         """Take out those who wait, but for the leader."""
@@ -182,13 +188,20 @@ class Groups:
         def work(connection: Connection) -> None:
             nonlocal others, wanted
             leader.work(connection)
-            # Now we have the write lock, for which nobody else has to wait.
+            batch = connection.batch if isinstance(connection, Single) else None
+            if batch is not None:
+                await_only(asyncio.sleep(0))  # for those who are about to join
+                if group.has_others(leader):
+                    connection.flush()
+            # Now we have the write lock, for which nobody else has to wait; or there is nobody else.
             others = group.take(leader)
             wanted = [member for member in others if _is_wanted(member)]
             for member in wanted:
                 member.work(connection)
+                if batch is not None:
+                    batch.calls.append(member.cancellation)
             if any(member.cancellation.is_requested for member in wanted):
-                raise _GivenUp
+                raise GivenUp
 
         try:
             transact(work, leader.cancellation)
@@ -204,10 +217,6 @@ class Groups:
                     member.cancellation.unprotect()
                 member.wake()
         return True
-
-
-class _GivenUp(Exception):
-    """One of the calls has been given up, and nothing of it shall be stored."""
 
 
 def _is_wanted(member: _Member) -> bool:

@@ -7,13 +7,15 @@ calls take no more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Self, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from sa_checkpoint._aiosqlite import Batch
+from sa_checkpoint._cancellation import GivenUp
 from sa_checkpoint._driver import give_up, leave_autocommit, or_give_up
 
 
@@ -31,6 +33,7 @@ class Single:
         closed: Whether it has been given back.
         invalidated: Whether the pool has given up the connection.
         is_open: Whether a transaction of ours has to be rolled back; None if there is none, whatever happens.
+        batch: Where statements without rows wait for the COMMIT, if they do.
     """
 
     _has_events = False
@@ -49,6 +52,7 @@ class Single:
             raise self._wrapped(error, None) from error
         self.closed = self.invalidated = False
         self.is_open: bool | None = None
+        self.batch: Batch | None = None
         self._options: Mapping[str, Any] = engine.get_execution_options()
         self._is_switched = False
 
@@ -101,33 +105,54 @@ class Single:
             self._is_switched = True
             driver.autocommit = True
 
+    def flush(self) -> None:
+        """Execute what waits for the COMMIT, so that the transaction has its locks.
+
+        Raises:
+            DBAPIError: As SQLAlchemy raises it. Closing rolls back.
+        """
+        if self.batch is not None:
+            self._do(self.batch.flush)
+
     def commit(self) -> None:
         """Commit what the driver has begun.
 
         Raises:
             DBAPIError: As SQLAlchemy raises it. Closing rolls back.
+            GivenUp: One of the calls of a batch has been given up.
         """
+        if self.batch is None:
+            self._do(partial(self.dialect.do_commit, self.connection.dbapi_connection))
+        else:
+            self._do(self.batch.commit)
+        self.is_open = False
+
+    def _do(self, step: Callable[[], object]) -> None:
         try:
-            self.dialect.do_commit(self.connection.dbapi_connection)
+            step()
         except self.dialect.loaded_dbapi.Error as error:
-            wrapped = self._wrapped(error, self.connection)
+            wrapped = self._wrapped(error, self.connection, *(self.batch.current if self.batch else ()))
             if wrapped.connection_invalidated:
                 self.give_up(error)
             raise wrapped from error
+        except GivenUp:
+            raise
         except BaseException as error:
+            if self.batch and isinstance(error, ValueError):
+                raise NotSingle from error  # aiosqlite's connection is closed, of which SQLAlchemy's Connection tells
             self.invalidate(error)  # interrupted in the middle: the server's answer may still come
             raise
-        self.is_open = False
 
-    def _wrapped(self, error: Exception, pooled: Any) -> DBAPIError:
+    def _wrapped(self, error: Exception, pooled: Any, text: str | None = None, parameters: Any = None) -> DBAPIError:
         wrapped: Any = DBAPIError.instance(
-            None,
-            None,
+            text,
+            parameters,
             error,
             self.dialect.loaded_dbapi.Error,
             hide_parameters=self.engine.hide_parameters,
             connection_invalidated=self.dialect.is_disconnect(error, pooled, None),
             dialect=self.dialect,
+            ismulti=isinstance(parameters, list),
         )
         return cast(DBAPIError, wrapped)
 

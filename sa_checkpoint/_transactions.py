@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from sa_checkpoint._aiosqlite import batch_on
 from sa_checkpoint._direct import BUFFERED, has_listeners, is_unobserved
 from sa_checkpoint._driver import leave_autocommit
 from sa_checkpoint._single import Single
@@ -130,9 +131,11 @@ def without_begin(
         # It is neither where somebody has closed it, of which SQLAlchemy's Connection tells.
         if _of_sqlite(driver, "in_transaction") is not False or (writes and _sqlite_commits(driver)):
             return None
+        single.is_open = writes  # a SELECT begins nothing
         if not writes:
             return _nothing
-        single.is_open = True
+        if connection.dialect.driver == "aiosqlite":
+            single.batch = batch_on(driver)
         return single.commit
     if is_short and autocommit is not False and _may_end_with_last(connection):
         ending = Ending()

@@ -166,6 +166,7 @@ async def test_a_connection_whose_commit_was_interrupted_is_given_up(
             raise asyncio.CancelledError  # as KeyboardInterrupt is, no Exception
 
         monkeypatch.setattr(sync_engine_of(engine).dialect, "do_commit", interrupted)
+        monkeypatch.setattr("sa_checkpoint._aiosqlite.Batch.commit", interrupted)
         with pytest.raises(asyncio.CancelledError):
             await client.put(config_of(thread), checkpoint_of({"a": [1]}), {}, {"a": "1"})
         monkeypatch.undo()
