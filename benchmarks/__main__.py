@@ -230,7 +230,7 @@ def floor(
     durable: Durable = True,
     json_file: Json = None,
 ) -> None:
-    """Measure put and put_writes, and what they could take: serialising, and their statements.
+    """Measure put and put_writes, and the least that they could take: serialising, and their statements.
 
     These are executed by the driver on a connection of SQLAlchemy's pool. The last column is how many times as fast as
     the peer a call would be that did only that. PostgreSQL is measured on a socket and across a network.

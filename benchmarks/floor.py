@@ -39,12 +39,10 @@ class Floor(TypedDict):
     database: str
     link: str
     operation: str
-    serialising_ms: float
-    statements_ms: float
+    least_ms: float
+    """Serialising, and the statements."""
     ours_ms: float
     peer_ms: float
-    most: float
-    """The peer's time by that of serialising and the statements."""
 
 
 def floor(databases: Sequence[str], rounds: int, *, durable: bool, progress: Progress) -> list[Floor]:
@@ -70,8 +68,7 @@ def floor(databases: Sequence[str], rounds: int, *, durable: bool, progress: Pro
                     alone, ours, peer = (contestant.saver for contestant in savers[False])
                     for operation in OPERATIONS:
                         parts = {
-                            "serialising": partial(_serialise, ours, operation),
-                            "statements": partial(_execute_recorded, alone, recorder, operation),
+                            "least": partial(_least, alone, recorder, operation),
                             "ours": partial(_call, ours, operation),
                             "peer": partial(_call, peer, operation),
                         }
@@ -85,11 +82,9 @@ def _floor(database: str, link: str, operation: str, times: dict[str, float]) ->
         "database": database,
         "link": link,
         "operation": operation,
-        "serialising_ms": times["serialising"],
-        "statements_ms": times["statements"],
+        "least_ms": times["least"],
         "ours_ms": times["ours"],
         "peer_ms": times["peer"],
-        "most": times["peer"] / (times["serialising"] + times["statements"]),
     }
 
 
@@ -114,15 +109,15 @@ def _call(saver: Saver, operation: str) -> float:
     return per_operation([partial(getattr(saver, operation), *getattr(step, operation)) for step in _steps(saver)])
 
 
-def _serialise(saver: Saver, operation: str) -> float:
-    prepare = partial(getattr(_operations, operation), saver.serde)
-    return per_operation([partial(prepare, *getattr(step, operation)) for step in _steps(saver)])
-
-
-def _execute_recorded(alone: Any, recorder: Recorder, operation: str) -> float:
+def _least(alone: Any, recorder: Recorder, operation: str) -> float:
+    prepare = getattr(_operations, operation)
     engine: Engine = alone._bind.source
-    recorded = [recorder.record(operation, step) for step in _steps(alone)]
-    return per_operation([partial(execute, engine, statements) for statements in recorded])
+
+    def call(step: Step, statements: _Statements) -> None:
+        prepare(alone.serde, *getattr(step, operation))
+        execute(engine, statements)
+
+    return per_operation([partial(call, step, recorder.record(operation, step)) for step in _steps(alone)])
 
 
 def execute(engine: Engine, statements: _Statements) -> None:
