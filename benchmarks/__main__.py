@@ -230,10 +230,10 @@ def floor(
     durable: Durable = True,
     json_file: Json = None,
 ) -> None:
-    """Measure put and put_writes, and the least that they could take: serialising, and their statements.
+    """Measure put, put_writes and get_tuple, and the least that they could take: statements, and (de)serialising.
 
-    These are executed by the driver on a connection of SQLAlchemy's pool. The last column is how many times as fast as
-    the peer a call would be that did only that. PostgreSQL is measured on a socket and across a network.
+    The former are executed by the driver on a connection of SQLAlchemy's pool. The last column is how many times as
+    fast as the peer a call would be that did only that. PostgreSQL is measured on a socket and across a network.
     """
     with _progress() as progress:
         databases = [str(name) for name in database or MainDatabase]

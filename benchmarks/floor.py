@@ -1,4 +1,4 @@
-"""`python -m benchmarks floor`: what a call could take that did no more than serialise, and execute its statements.
+"""`python -m benchmarks floor`: what a call could take that did no more than its statements, and (de)serialise.
 
 The statements are those that our saver sends, with their values, executed by the driver on a connection of SQLAlchemy's
 pool. What ours takes longer than that is ours to save; who is to be further ahead of the peer has to go past the
@@ -19,13 +19,13 @@ from sqlalchemy import URL, Engine, create_engine, event
 
 from benchmarks import servers
 from benchmarks.contestants import ENTRIES, Saver, opened
-from benchmarks.data import WINDOW, Step, conversation
+from benchmarks.data import WINDOW, conversation
 from benchmarks.run import links
 from benchmarks.targets import FILE, LINKS
-from benchmarks.workloads import BATCH_SIZE, per_operation
+from benchmarks.workloads import BATCH_SIZE, per_operation, stored
 from sa_checkpoint import SQLAlchemySaver, _operations
 
-OPERATIONS = ("put", "put_writes")
+OPERATIONS = ("put", "put_writes", "get_tuple")
 WARM_UP = 10
 _ENTRIES = {"postgresql": ("ours on psycopg", "PostgresSaver"), "sqlite": ("ours on sqlite3", "SqliteSaver")}
 
@@ -40,7 +40,7 @@ class Floor(TypedDict):
     link: str
     operation: str
     least_ms: float
-    """Serialising, and the statements."""
+    """Serialising or deserialising, and the statements."""
     ours_ms: float
     peer_ms: float
 
@@ -101,35 +101,46 @@ def _measure(
     return {name: median(values) for name, values in times.items()}
 
 
-def _steps(saver: Saver) -> list[Step]:
-    return conversation(saver, BATCH_SIZE, messages=WINDOW)
+def arguments(saver: Saver, operation: str) -> list[tuple[Any, ...]]:
+    """What a batch of calls is given, after what it reads has been stored."""
+    if operation == "get_tuple":
+        return [(stored(saver, 10, messages=WINDOW),)] * BATCH_SIZE
+    return [getattr(step, operation) for step in conversation(saver, BATCH_SIZE, messages=WINDOW)]
 
 
 def _call(saver: Saver, operation: str) -> float:
-    return per_operation([partial(getattr(saver, operation), *getattr(step, operation)) for step in _steps(saver)])
+    return per_operation([partial(getattr(saver, operation), *given) for given in arguments(saver, operation)])
 
 
 def _least(alone: Any, recorder: Recorder, operation: str) -> float:
     prepare = getattr(_operations, operation)
     engine: Engine = alone._bind.source
 
-    def call(step: Step, statements: _Statements) -> None:
-        prepare(alone.serde, *getattr(step, operation))
-        execute(engine, statements)
+    def call(given: tuple[Any, ...], statements: _Statements) -> None:
+        prepare(alone.serde, *given).decode(execute(engine, statements))
 
-    return per_operation([partial(call, step, recorder.record(operation, step)) for step in _steps(alone)])
+    calls = [(given, recorder.record(operation, given)) for given in arguments(alone, operation)]
+    return per_operation([partial(call, *each) for each in calls])
 
 
-def execute(engine: Engine, statements: _Statements) -> None:
-    """Execute an operation's statements on a connection of the pool, and commit them."""
+def execute(engine: Engine, statements: _Statements) -> Sequence[Any]:
+    """Execute an operation's statements on a connection of the pool, and commit them.
+
+    Returns:
+        The rows of the last one.
+    """
+    is_psycopg = engine.dialect.driver == "psycopg"
     with closing(engine.raw_connection()) as connection:
-        if engine.dialect.name == "postgresql":
+        if is_psycopg:
             connection.driver_connection.autocommit = True  # type: ignore[union-attr]
-        cursor = connection.cursor()
+        cursor: Any = connection.cursor(binary=True) if is_psycopg else connection.cursor()
         for text, values in statements:
             (cursor.executemany if isinstance(values, list) else cursor.execute)(text, values)
-        connection.commit()
+        rows: Sequence[Any] = cursor.fetchall() if cursor.description else ()
+        if not rows:
+            connection.commit()
         cursor.close()
+    return rows
 
 
 class Recorder:
@@ -145,10 +156,10 @@ class Recorder:
     def _write_down(self, _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         self._sent.append((statement, parameters))
 
-    def record(self, operation: str, step: Step) -> _Statements:
-        """The statements of one operation."""
+    def record(self, operation: str, given: tuple[Any, ...]) -> _Statements:
+        """The statements of one operation with these arguments."""
         self._sent = []
-        getattr(self._saver, operation)(*getattr(step, operation))
+        getattr(self._saver, operation)(*given)
         return self._sent
 
     def close(self) -> None:

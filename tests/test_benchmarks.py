@@ -17,6 +17,7 @@ from benchmarks.data import conversation
 from benchmarks.floor import OPERATIONS, Recorder, execute
 from benchmarks.proxy import delayed
 from benchmarks.servers import looking_at, started
+from sa_checkpoint import _operations
 from tests.backends import BACKENDS, Client, Database, on_backends, saver_on
 from tests.checkpoints import config_of
 from tests.hosts import connections_in_a_row, sync_engine_of
@@ -58,9 +59,9 @@ def test_a_run_measures_ours_and_the_peer_and_is_plotted(tmp_path: Path) -> None
 def test_the_floor_is_shown_beside_the_savers(tmp_path: Path) -> None:
     file = tmp_path / "floor.json"
     shown = benchmarks("floor", "--database", "sqlite", "--rounds", "2", "--json", str(file))
-    put, put_writes = json.loads(file.read_text())["floor"]
-    assert (put["operation"], put_writes["operation"]) == ("put", "put_writes")
-    for row in (put, put_writes):
+    rows = json.loads(file.read_text())["floor"]
+    assert [row["operation"] for row in rows] == ["put", "put_writes", "get_tuple"]
+    for row in rows:
         assert row["least_ms"] > 0
         assert f"{row['ours_ms']:.3f}" in shown and f"{row['peer_ms'] / row['least_ms']:.2f}" in shown
 
@@ -72,14 +73,19 @@ async def test_the_floors_statements_are_those_of_the_saver(database: Database) 
     async with database.engine() as engine:
         client = Client(saver_on(engine), database.backend)
         (step,) = conversation(client.saver, 1)
-        recorded = [recorder.record(operation, step) for operation in OPERATIONS]
-        recorder.close()
         thread = config_of(step.put[0]["configurable"]["thread_id"])
+        *writing, reading = (
+            recorder.record(operation, given)
+            for operation, given in zip(OPERATIONS, (step.put, step.put_writes, (thread,)), strict=True)
+        )
+        recorder.close()
         await client.delete_thread(thread["configurable"]["thread_id"])
         assert await client.get_tuple(thread) is None
-        for statements in recorded:
+        for statements in writing:
             execute(sync_engine_of(engine), statements)
+        rows = execute(sync_engine_of(engine), reading)
         stored = await client.load(thread)
+    assert _operations.get_tuple(client.saver.serde, thread).decode(rows) == stored
     assert stored.checkpoint == step.put[1]
     assert stored.pending_writes == [(step.put_writes[2], *write) for write in step.put_writes[1]]
 
