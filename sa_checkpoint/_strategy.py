@@ -218,9 +218,9 @@ class Thread(ABC):
     def delete(self, doomed: Sequence[Key], dead: Sequence[str]) -> None:
         """Delete the doomed checkpoints, with their writes and the blobs that no other checkpoint names.
 
-        A blob that no checkpoint has ever named may go, too: a checkpoint is stored together with its blobs.
-        Of dead namespaces, blobs and writes go without asking who names them. A checkpoint that stays and whose parent
-        is deleted is left without a parent. What is neither doomed nor dead is not touched, so what a run stores
+        A blob that no checkpoint has ever named may go, too: a checkpoint is stored together with its blobs. Of dead
+        namespaces, blobs and writes go without asking who names them. A checkpoint that stays and whose parent is
+        deleted is left without a parent. What is neither doomed nor dead is not touched else, so what a run stores
         meanwhile stays, whatever its id; a run's next checkpoint names blobs of its own and of its parent, which is
         kept.
         """
